@@ -1,0 +1,1 @@
+"""What the stages of the pipeline share: one small module for each subject."""

@@ -1,0 +1,69 @@
+"""Errors that a user can cause, and the one way in which a script ends on them."""
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ChestError(Exception):
+    """Base of every error that input, parameters or surroundings can cause."""
+
+
+class ParameterError(ChestError):
+    """A value in ``params.yaml`` that is unknown, of the wrong type, or impossible."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one file: what was found, what was expected, what to do."""
+
+    file: str | Path
+    found: str
+    expected: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return (
+            f"{printable(self.file)}\n"
+            f"    found:    {printable(self.found)}\n"
+            f"    expected: {printable(self.expected)}\n"
+            f"    to do:    {printable(self.remedy)}"
+        )
+
+
+class InputError(ChestError):
+    """Bad input files; ``problems`` holds every one of them."""
+
+    def __init__(self, problems: Iterable[Problem], details: str = ""):
+        self.problems = list(problems)
+        count = len(self.problems)
+        head = f"{count} problem{'' if count == 1 else 's'} with the input:"
+        super().__init__(
+            "\n".join([head, *(f"  {problem}" for problem in self.problems), *details.splitlines()])
+        )
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Raise InputError with all `problems`, sorted by file, if there is one."""
+    if problems:
+        raise InputError(sorted(problems, key=lambda p: (str(p.file), p.found)))
+
+
+def printable(text: object) -> str:
+    """`text` with control characters and lone surrogates escaped: a file name may hold any."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a ChestError ends it with its message and exit code 1."""
+    try:
+        main()
+    except ChestError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("Interrupted: nothing half-written is left behind.", file=sys.stderr)
+        raise SystemExit(130) from None

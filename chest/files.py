@@ -1,0 +1,68 @@
+"""Reading and writing files: an output appears whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from chest.errors import InputError, Problem
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a path beside `path` to write a file or folder to; on success it takes `path`'s place.
+
+    Where the block raises, the unfinished file or folder is removed and `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    remove(partial)
+    try:
+        yield partial
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_table(path: str | Path, table: pd.DataFrame, float_format: str | None = None) -> None:
+    """Write `table` as csv, UTF-8, without its index."""
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n", float_format=float_format)
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write `content` as indented json with keys in their order."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read one of the project's own csv files: every value a string, exactly these columns.
+
+    Raises InputError where the file is missing, is no csv, or has other columns.
+    """
+    remedy = "run `dvc repro` to make it again"
+    expected = f"a csv file with the columns {','.join(columns)}"
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError([Problem(path, str(error), expected, remedy)]) from None
+    if list(table.columns) != list(columns):
+        found = f"the columns {','.join(table.columns)}"
+        raise InputError([Problem(path, found, expected, remedy)])
+    return table

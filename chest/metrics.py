@@ -1,0 +1,66 @@
+"""Figures of merit of one system, computed from what it answered."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from chest.errors import ChestError
+from chest.labels import LABELS, UNPARSED
+
+
+class MetricsError(ChestError):
+    """Answers that cannot be scored."""
+
+
+def classification_metrics(actual: Sequence[str], predicted: Sequence[str]) -> dict:
+    """Score `predicted` against `actual`, two equally long sequences of class names.
+
+    Returns a nested dict of floats between 0 and 1: ``uar`` (mean of the classes' recalls: balanced
+    accuracy), ``war`` (share of correct answers: accuracy), ``macro_precision``, ``macro_f1``, and
+    ``recall``, ``precision`` and ``f1`` for each class.
+
+    An answer ``unparsed`` is a wrong answer. The precision of a class that was never answered
+    counts as 0. A class that is not in `actual` has no recall: it is left out of the dicts and of
+    the means.
+
+    Raises MetricsError where the sequences differ in length, are empty, or hold another name.
+    """
+    actual, predicted = list(actual), list(predicted)
+    _check(actual, predicted)
+    present = [label for label in LABELS if label in set(actual)]
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        actual, predicted, labels=present, zero_division=0
+    )
+    return {
+        "uar": float(np.mean(recall)),
+        "war": float(accuracy_score(actual, predicted)),
+        "macro_precision": float(np.mean(precision)),
+        "macro_f1": float(np.mean(f1)),
+        "recall": dict(zip(present, recall.tolist(), strict=True)),
+        "precision": dict(zip(present, precision.tolist(), strict=True)),
+        "f1": dict(zip(present, f1.tolist(), strict=True)),
+    }
+
+
+def rounded(metrics: dict, places: int = 4) -> dict:
+    """`metrics` with every float of the nested dict rounded to `places`."""
+    return {
+        key: rounded(value, places) if isinstance(value, dict) else round(value, places)
+        for key, value in metrics.items()
+    }
+
+
+def _check(actual: list[str], predicted: list[str]) -> None:
+    if len(actual) != len(predicted):
+        raise MetricsError(f"{len(actual)} actual classes, but {len(predicted)} predicted ones")
+    if not actual:
+        raise MetricsError("no answers to score")
+    for name, values, known in (
+        ("actual", actual, set(LABELS)),
+        ("predicted", predicted, {*LABELS, UNPARSED}),
+    ):
+        unknown = {repr(value) for value in values if value not in known}
+        if unknown:
+            found, expected = ", ".join(sorted(unknown)), ", ".join(sorted(known))
+            raise MetricsError(f"{name}: {found} found, one of {expected} expected")

@@ -1,0 +1,210 @@
+"""``params.yaml``: read once, checked, and passed on as typed values.
+
+DVC writes ``-S …lr=1e-5`` as ``1e-05``, which YAML 1.1 (and so PyYAML) reads as a string: the
+loader below reads floats as YAML 1.2 does, as DVC itself does.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from chest.errors import ParameterError
+from chest.labels import LABELS
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A mapping whose keys are all known, all there, and of the right type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Slices(Section):
+    position: Literal["center"] | Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+    normalize: Literal["minmax", "window"]
+
+
+class Labels(Section):
+    tuberculosis: Literal["ptb", "remarks"]
+
+
+class Split(Section):
+    train: Share
+    val: Share
+    test: Share
+    group: Literal["patient", "image"]
+
+    @model_validator(mode="after")
+    def _shares_fill_the_whole(self):
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train, val and test add up to {total:g}, not to 1")
+        return self
+
+
+class SiglipPrompts(Section):
+    covid19: Annotated[list[Text], Field(min_length=1)]
+    normal: Annotated[list[Text], Field(min_length=1)]
+    tuberculosis: Annotated[list[Text], Field(min_length=1)]
+
+
+class Modality(Section):
+    ct: Text
+    xray: Text
+
+
+class Answers(Section):
+    covid19: Text
+    normal: Text
+    tuberculosis: Text
+
+    @model_validator(mode="after")
+    def _answers_can_be_told_apart(self):
+        # One answer inside another ("normal", "abnormal") could not be parsed.
+        texts = [getattr(self, label).casefold() for label in LABELS]
+        for text in texts:
+            if sum(text in other for other in texts) > 1:
+                raise ValueError(f"the answer {text!r} is part of another answer")
+        return self
+
+
+class QwenPrompts(Section):
+    question: Text
+    modality: Modality
+    answers: Answers
+
+    @model_validator(mode="after")
+    def _question_tells_the_modality(self):
+        if self.question.count("{modality}") != 1 or re.search(
+            r"[{}]", self.question.replace("{modality}", "")
+        ):
+            raise ValueError("question: needs {modality} once, and no other braces")
+        return self
+
+
+class Prompts(Section):
+    siglip: SiglipPrompts
+    qwen: QwenPrompts
+
+
+class ExpectedCounts(Section):
+    covid19: Annotated[int, Field(ge=0)]
+    normal: Annotated[int, Field(ge=0)]
+    tuberculosis: Annotated[int, Field(ge=0)]
+
+
+class Checkpoint(Section):
+    checkpoint: Text  # a folder, or a name on the Hugging Face hub
+    revision: Text
+    batch_size: Count
+
+
+class ZeroshotQwen(Checkpoint):
+    method: Literal["likelihood", "generate"]
+    max_new_tokens: Count
+    images: Literal["test", "all"]
+
+
+class ZeroshotSiglip(Checkpoint):
+    images: Literal["test", "all"]
+
+
+class FinetuneSiglip(Checkpoint):
+    lr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    epochs: Count
+    weight_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+    balance: Literal["none", "class", "class_modality"]
+
+
+class Profile(Section):
+    """What differs between the phantom and the study profile."""
+
+    expected_counts: ExpectedCounts | None
+    zeroshot_qwen: ZeroshotQwen
+    zeroshot_siglip: ZeroshotSiglip
+    finetune_siglip: FinetuneSiglip
+
+
+class Params(Section):
+    """All of ``params.yaml``."""
+
+    profile: Literal["phantom", "study"]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    image_size: Annotated[int, Field(ge=16, le=2048)]
+    slices: Slices
+    labels: Labels
+    split: Split
+    prompts: Prompts
+    study: Profile
+    phantom: Profile
+
+    @property
+    def chosen(self) -> Profile:
+        """The block that `profile` names."""
+        return self.study if self.profile == "study" else self.phantom
+
+    @property
+    def raw(self) -> Path:
+        """The folder of the profile's three collections."""
+        return Path("data/raw") / self.profile
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the floats of YAML 1.2, and without doubled keys."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        doubled = {str(key) for key in keys if keys.count(key) > 1}
+        if doubled:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key given twice: {', '.join(sorted(doubled))}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check `path`.
+
+    Raises ParameterError, which names every key that is unknown, missing, of the wrong type, or of
+    an impossible value.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ParameterError(f"{path} cannot be read: {error}") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        lines = [_describe(detail) for detail in error.errors()]
+        raise ParameterError(f"{path}:\n  " + "\n  ".join(lines)) from None
+
+
+def _describe(detail: dict) -> str:
+    key = ".".join(str(part) for part in detail["loc"]) or "the file"
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if detail["type"] == "missing":
+        return f"{key}: missing"
+    found = "" if isinstance(detail["input"], dict) else f" (found: {detail['input']!r})"
+    return f"{key}: {detail['msg']}{found}"
