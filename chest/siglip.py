@@ -1,0 +1,116 @@
+"""SigLIP (Zhai et al. 2023): zero-shot by prompts, and as an image classifier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import (
+    AutoTokenizer,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipModel,
+)
+
+from chest.compute import Normalization, Source, check_image_size, to_pixels
+from chest.errors import ParameterError
+from chest.files import write_json
+from chest.labels import LABELS
+
+TEXT_LENGTH = 64  # tokens: SigLIP was trained on texts padded to this length
+
+
+def load_for_prompts(source: Source, image_size: int) -> tuple[SiglipModel, object]:
+    """Both towers, for inference, and the tokenizer; raises where the image size is another."""
+    config = source.load(SiglipConfig.from_pretrained)
+    check_image_size(config.vision_config.image_size, image_size)
+    model = source.load_model(SiglipModel.from_pretrained, dtype=torch.float32)
+    return model.eval(), source.load(AutoTokenizer.from_pretrained)
+
+
+def load_classifier(source: Source, image_size: int) -> SiglipForImageClassification:
+    """The checkpoint's vision tower with a new 3-class head (LABELS) on the mean of its patches.
+
+    The tower's attention pooling is left out: the classifier does not use it.
+    """
+    config = source.load(SiglipConfig.from_pretrained)
+    check_image_size(config.vision_config.image_size, image_size)
+    config.vision_config.vision_use_head = False
+    config.id2label = dict(enumerate(LABELS))
+    config.label2id = {label: i for i, label in enumerate(LABELS)}
+    return source.load_model(
+        SiglipForImageClassification.from_pretrained,
+        fresh=("classifier.weight", "classifier.bias"),
+        config=config,
+        dtype=torch.float32,
+    )
+
+
+def save_classifier(
+    model: SiglipForImageClassification, normal: Normalization, folder: Path
+) -> None:
+    """Write what from_pretrained reads: weights (safetensors), config, preprocessor."""
+    model.save_pretrained(folder)
+    side = model.config.vision_config.image_size
+    content = {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": normal.mean,
+        "image_std": normal.std,
+    }
+    write_json(folder / "preprocessor_config.json", content)
+
+
+def tokenize(tokenizer, prompts: Sequence[str]) -> torch.Tensor:
+    """Token ids, int64 (n, 64), padded; raises ParameterError where a prompt is longer."""
+    for prompt in prompts:
+        length = len(tokenizer(prompt)["input_ids"])
+        if length > TEXT_LENGTH:
+            raise ParameterError(
+                f"prompts.siglip: {prompt!r} has {length} tokens, at most {TEXT_LENGTH} are read"
+            )
+    return tokenizer(
+        list(prompts), padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+    )["input_ids"]
+
+
+@torch.inference_mode()
+def class_embeddings(
+    model: SiglipModel, tokenizer, prompts: dict[str, Sequence[str]]
+) -> torch.Tensor:
+    """One unit vector for each class, (3, d): the mean of the unit vectors of its prompts."""
+    rows = []
+    for label in LABELS:
+        ids = tokenize(tokenizer, prompts[label]).to(model.device)
+        texts = _unit(model.get_text_features(ids).pooler_output)
+        rows.append(_unit(texts.mean(0)))
+    return torch.stack(rows)
+
+
+def score(model: SiglipModel, pixels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Probabilities, float32 (B, 3): softmax over the classes of the scaled cosine similarity.
+
+    SigLIP was trained with a sigmoid for each pair; its bias is the same for all classes, so the
+    softmax ranks them as the sigmoids do, and gives numbers that add up to 1.
+    """
+    images = _unit(model.get_image_features(pixels).pooler_output.float())
+    return torch.softmax(images @ classes.T * model.logit_scale.exp(), -1)
+
+
+def classify(
+    accelerator: Accelerator, model, images: np.ndarray, normal: Normalization
+) -> torch.Tensor:
+    """Logits, float32 (B, 3), that a classifier gives uint8 grey `images`, (B, side, side)."""
+    pixels = to_pixels(images, normal, accelerator.device)
+    with accelerator.autocast():
+        return model(pixel_values=pixels).logits.float()
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)

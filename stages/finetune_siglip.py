@@ -1,0 +1,83 @@
+"""Fine-tune SigLIP's vision tower with a 3-class head, and let it answer validation and test.
+
+Reads   data/manifest.csv, data/images.npy, data/split.csv, the checkpoint
+Writes  models/finetune_siglip/                 weights of the best epoch, as from_pretrained reads
+        data/predictions/finetune_siglip.csv    one row an image of validation and test
+        data/predictions/finetune_siglip.json   checkpoint, device, precision, seed, versions
+        data/training/finetune_siglip.csv       the curve: losses, learning rate, UAR, WAR by epoch
+        live/                                   the same curve while it grows (dvclive)
+
+    python stages/finetune_siglip.py        (or: dvc repro finetune_siglip)
+    accelerate launch stages/finetune_siglip.py        on several GPUs
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvclive import Live
+
+from chest import predictions
+from chest.compute import find_checkpoint, load_normalization, record, start
+from chest.dataset import read_dataset
+from chest.errors import run
+from chest.files import replacing, write_table
+from chest.params import load_params
+from chest.siglip import load_classifier, save_classifier
+from chest.training import Task, predict, train
+
+SYSTEM = "finetune_siglip"
+MODEL = Path("models") / SYSTEM
+CURVE = Path("data/training") / f"{SYSTEM}.csv"
+
+
+def main() -> None:
+    params = load_params()
+    settings = params.chosen.finetune_siglip
+    data = read_dataset()
+    accelerator = start(params.seed)
+    source = find_checkpoint(settings.checkpoint, settings.revision)
+    model = load_classifier(source, params.image_size)
+    task = Task(accelerator, model, data, load_normalization(source), settings)
+
+    # 1. Train; the weights of the best epoch remain.
+    with live_curve(accelerator.is_main_process) as log:
+        curve, best_epoch = train(task, params.seed, log)
+
+    # 2. Answer validation and test.
+    rows = data.rows("val", "test")
+    answers = predict(task, rows)
+
+    # 3. Write everything.
+    if accelerator.is_main_process:
+        with replacing(MODEL) as folder:
+            save_classifier(model, task.normal, folder)
+        write_table(CURVE, curve)
+        made_by = record(accelerator, source, model, params.seed, len(rows))
+        predictions.write(
+            SYSTEM,
+            predictions.tabulate(data.table.iloc[rows], answers),
+            {**made_by, "trained_on": len(data.rows("train")), "best_epoch": best_epoch},
+        )
+    accelerator.end_training()
+
+
+@contextmanager
+def live_curve(shown: bool) -> Iterator[Callable[[dict], None]]:
+    """A function that adds a row to the curves in live/, which grow while the training runs."""
+    if not shown:
+        yield lambda row: None
+        return
+    # By itself dvclive would rewrite dvc.yaml and save an experiment.
+    with Live("live", dvcyaml=None, save_dvc_exp=False, report=None) as live:
+
+        def log(row: dict) -> None:
+            for name, value in row.items():
+                live.log_metric(name, value)
+            live.next_step()
+
+        yield log
+
+
+if __name__ == "__main__":
+    run(main)
