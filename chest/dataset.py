@@ -1,4 +1,4 @@
-"""The tables and the array that stages pass on: manifest, packed images, split."""
+"""The tables and the array that stages pass on: slices, manifest, packed images, split."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,15 @@ from chest.errors import InputError, Problem
 from chest.files import read_table
 from chest.labels import LABELS, SPLITS
 
+SLICES = Path("data/slices")
+SLICE_INDEX = SLICES / "index.csv"
 MANIFEST = Path("data/manifest.csv")
 IMAGES = Path("data/images.npy")
 SPLIT = Path("data/split.csv")
 
+SLICE_COLUMNS = (
+    "study", "volume", "label", "slice", "slices", "rows", "columns", "lowest", "highest",
+)  # fmt: skip
 MANIFEST_COLUMNS = (
     "image_id", "path", "label", "modality", "collection", "site", "patient_id", "study",
     "width", "height", "pixel_hash",

@@ -11,7 +11,9 @@ from chest.files import read_table, write_json, write_table
 from chest.labels import LABELS, UNPARSED
 
 FOLDER = Path("data/predictions")
+CURVES = Path("data/training")
 COLUMNS = ("image_id", "split", "actual", "predicted", *LABELS)
+CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "learning_rate", "val_uar", "val_war")
 PLACES = 6  # of the probabilities: more would differ from run to run on a GPU
 
 
@@ -23,6 +25,11 @@ def path_of(system: str) -> Path:
 def record_path_of(system: str) -> Path:
     """How they came about: checkpoint, device, precision, seed, versions."""
     return FOLDER / f"{system}.json"
+
+
+def curve_path_of(system: str) -> Path:
+    """How a trained system learned: CURVE_COLUMNS, one row an epoch."""
+    return CURVES / f"{system}.csv"
 
 
 def tabulate(
@@ -66,12 +73,13 @@ def read_record(system: str) -> dict:
         raise InputError([Problem(path, str(error), "the record of a run", remedy)]) from None
 
 
-def read(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Read and check a predictions file; `table` is the manifest with the column `split`.
+def read(system: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Read and check the predictions of `system`; `table` is the manifest with the column `split`.
 
     Raises InputError where a split that it answers is not there as a whole, an image is unknown or
     there twice, a class or split is not the manifest's, or probabilities are none.
     """
+    path = path_of(system)
     predictions = read_table(path, COLUMNS)
     remedy = "run `dvc repro` to make it again"
     try:

@@ -86,4 +86,4 @@ def share_table(manifest: pd.DataFrame, split: Sequence[str]) -> pd.DataFrame:
     table = pd.crosstab(
         [manifest["label"], manifest["collection"]], np.asarray(split), normalize="index"
     )
-    return table.reindex(columns=list(SPLITS), fill_value=0.0)
+    return table.reindex(columns=list(SPLITS), fill_value=0.0).rename_axis(columns=None)

@@ -17,11 +17,11 @@ from chest.errors import ParameterError
 from chest.labels import LABELS
 from chest.metrics import classification_metrics
 from chest.params import FinetuneSiglip
+from chest.predictions import CURVE_COLUMNS
 from chest.progress import progress
 from chest.siglip import classify
 
 MAX_GRADIENT_NORM = 1.0  # the usual guard of transformers against a single bad batch
-CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "learning_rate", "val_uar", "val_war")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def train_epoch(task: Task, parallel: nn.Module, optimizer, schedule, drawn: np.
     the gradients are those of the whole batch. Returns the mean loss and the last learning rate.
     """
     accelerator = task.accelerator
-    targets = torch.from_numpy(task.data.targets()).to(accelerator.device)
+    targets = torch.tensor(task.data.targets(), device=accelerator.device)
     parallel.train()
     losses, rate = [], 0.0
     silent = not accelerator.is_main_process

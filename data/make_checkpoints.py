@@ -16,6 +16,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -77,6 +78,8 @@ CHAT_TEMPLATE = """\
 
 
 def main(folder: Path = CHECKPOINTS) -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     for name, make in (("siglip", make_siglip), ("qwen", make_qwen)):
         with replacing(folder / name) as partial:
             partial.mkdir()

@@ -10,31 +10,35 @@ Writes  data/manifest.csv   one row an image, sorted by image_id
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from chest.collections import (
     CT_SLICES,
-    CT_VOLUMES,
+    MOSMED_SITE,
     XRAYS,
     Item,
     find_collections,
+    mosmed_patient,
     read_ct_slices,
-    read_ct_volumes,
     read_xrays,
-)  # fmt: skip
-from chest.dataset import IMAGES, MANIFEST, MANIFEST_COLUMNS
+)
+from chest.dataset import (
+    IMAGES,
+    MANIFEST,
+    MANIFEST_COLUMNS,
+    SLICE_COLUMNS,
+    SLICE_INDEX,
+    SLICES,
+)
 from chest.errors import InputError, Problem, refuse, run
-from chest.files import replacing, write_table
+from chest.files import read_table, replacing, write_table
 from chest.images import Grey, ImageError, read_grey
 from chest.labels import LABELS
 from chest.params import ExpectedCounts, Params, load_params
 from chest.progress import progress, workers
-
-SLICES = Path("data/slices")
 
 
 def main() -> None:
@@ -67,15 +71,16 @@ def main() -> None:
 
 
 def find_items(params: Params) -> list[Item]:
-    """Every image of the study, sorted by image_id; volumes by the slice that was cut from them."""
+    """Every image of the study, sorted by image_id; a volume is there as the slice cut from it."""
     raw = params.raw
-    find_collections(raw, (CT_SLICES, CT_VOLUMES, XRAYS))
+    find_collections(raw, (CT_SLICES, XRAYS))
     problems: list[Problem] = []
     items = read_ct_slices(raw / CT_SLICES, problems)
     items += [
-        replace(volume, path=SLICES / f"{volume.study}.png")
-        for volume in read_ct_volumes(raw / CT_VOLUMES, problems)
-    ]
+        Item(f"ct_volumes-{study}", SLICES / f"{study}.png", label, "ct", "ct_volumes",
+             MOSMED_SITE, mosmed_patient(study), study)
+        for study, label in read_table(SLICE_INDEX, SLICE_COLUMNS)[["study", "label"]].to_numpy()
+    ]  # fmt: skip
     items += read_xrays(raw / XRAYS, params.labels.tuberculosis, problems)
     for image_id, count in Counter(item.image_id for item in items).items():
         if count > 1:

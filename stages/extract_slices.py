@@ -14,13 +14,12 @@ import pandas as pd
 from PIL import Image
 
 from chest.collections import CT_VOLUMES, Item, find_collections, read_ct_volumes
+from chest.dataset import SLICE_COLUMNS, SLICE_INDEX, SLICES
 from chest.errors import Problem, refuse, run
 from chest.files import replacing, write_table
 from chest.params import Slices, load_params
 from chest.progress import progress, workers
 from chest.volumes import VolumeError, check_header, cut_axial_slice, to_grey
-
-SLICES = Path("data/slices")
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
                 )
             )  # fmt: skip
         refuse(problems)
-        write_table(folder / "index.csv", pd.DataFrame(rows))
+        write_table(folder / SLICE_INDEX.name, pd.DataFrame(rows, columns=SLICE_COLUMNS))
 
 
 def cut(volume: Item, folder: Path, slices: Slices, problems: list[Problem]) -> dict:

@@ -28,7 +28,6 @@ from chest.training import Task, predict, train
 
 SYSTEM = "finetune_siglip"
 MODEL = Path("models") / SYSTEM
-CURVE = Path("data/training") / f"{SYSTEM}.csv"
 
 
 def main() -> None:
@@ -52,7 +51,7 @@ def main() -> None:
     if accelerator.is_main_process:
         with replacing(MODEL) as folder:
             save_classifier(model, task.normal, folder)
-        write_table(CURVE, curve)
+        write_table(predictions.curve_path_of(SYSTEM), curve, float_format="%.6g")
         made_by = record(accelerator, source, model, params.seed, len(rows))
         predictions.write(
             SYSTEM,
