@@ -394,7 +394,7 @@ def draw_volume(
     for name in patient.slices:
         index = int(Path(name).stem.rsplit("_", 1)[1])
         save_png(to_bytes(hu[index], patient.scanner.window), images / name, patient.scanner.kind)
-    if "CT-1" in patient.name and patient.number % 8 == 0:
+    if patient.slices and patient.finding == "covid19":
         save_volume(hu > 0, folder / "masks" / f"{path.name.split('.')[0]}_mask.nii.gz", 0)
 
 
