@@ -6,6 +6,7 @@ UNPARSED = "unparsed"  # a free-text answer that names no class, or several: alw
 
 MODALITIES = ("ct", "xray")
 COLLECTIONS = ("ct_slices", "ct_volumes", "xrays")
+COLLECTION_NAMES = {"ct_slices": "CT slices", "ct_volumes": "CT volumes", "xrays": "X-rays"}
 SPLITS = ("train", "val", "test")
 
 SYSTEMS = ("zeroshot_qwen", "zeroshot_siglip", "finetune_siglip")
