@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from chest import predictions
 from chest.charts import (
     draw_confusions,
     draw_contact_sheet,
@@ -28,12 +30,10 @@ from chest.charts import (
     draw_recalls,
     draw_training,
 )
-
-from chest import predictions
 from chest.dataset import Dataset, read_dataset
 from chest.errors import InputError, Problem, run
 from chest.files import read_table, replacing, write_json, write_table
-from chest.labels import LABEL_NAMES, SPLITS, SYSTEM_NAMES, SYSTEMS
+from chest.labels import SPLITS, SYSTEM_NAMES, SYSTEMS
 from chest.metrics import classification_metrics, rounded
 from chest.params import load_params
 from chest.predictions import CURVE_COLUMNS, curve_path_of
@@ -66,7 +66,7 @@ def main() -> None:
     # 2. What `dvc plots` draws.
     for system, table in test.items():
         write_table(PLOTS / f"confusion_{system}.csv", table[["actual", "predicted"]])
-    recalls = tabulate_recalls(test, names)
+    recalls = tabulate_recalls(test)
     write_table(PLOTS / "recall.csv", recalls)
     write_table(PLOTS / "training.csv", curve)
 
@@ -108,15 +108,15 @@ def score(answers: dict[str, pd.DataFrame]) -> dict:
     }
 
 
-def tabulate_recalls(answers: dict[str, pd.DataFrame], names: dict[str, str]) -> pd.DataFrame:
+def tabulate_recalls(answers: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row for each system and class: its recall (4 places), and how many images it is of.
 
-    ``bar`` names both: a bar of `dvc plots` has one name.
+    ``bar`` names both: in `dvc plots` a bar has one name, the same in every revision.
     """
     rows = [
         {"system": system, "class": label, "recall": recall,
          "n": int((table["actual"] == label).sum()),
-         "bar": f"{names[system]}: {LABEL_NAMES[label]}"}
+         "bar": f"{system}: {label}"}
         for system, table in answers.items()
         for label, recall in score({system: table})[system]["recall"].items()
     ]  # fmt: skip

@@ -1,7 +1,10 @@
 """What several tests share: where things lie, and how a stage is run as a user runs it."""
 
 import importlib
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -45,3 +48,35 @@ def write_params(folder: Path, **changes) -> None:
             section = section[parent]
         section[last] = value
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def copy_repository(folder: Path) -> Path:
+    """What a clone of the working tree would hold, committed to a repository of its own."""
+    listed = run_in(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    run_in(folder, "git", "init", "--quiet", "--initial-branch", "main")
+    run_in(folder, "git", "add", "--all")
+    run_in(folder, "git", "commit", "--quiet", "--message", "As it is")
+    return folder
+
+
+def run_in(folder: Path, *command: str, fails: bool | None = False) -> str:
+    """Run a command in a copy of the repository; returns what it printed.
+
+    It must end as `fails` says; None: either way.
+    """
+    someone = {"NAME": "Someone", "EMAIL": "someone@example.org"}
+    env = {
+        **os.environ,
+        **{f"GIT_{who}_{key}": x for who in ("AUTHOR", "COMMITTER") for key, x in someone.items()},
+        # This environment's python and dvc, and the copy's own modules.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert fails in (None, done.returncode != 0), f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr if command[0] == "dvc" else done.stdout
