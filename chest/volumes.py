@@ -1,5 +1,9 @@
 """Axial slices of NIfTI volumes, as a radiologist looks at them."""
 
+import gzip
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +14,8 @@ import numpy as np
 from chest.errors import ChestError, Problem
 
 LUNG_WINDOW = (-1000.0, 400.0)  # Hounsfield units
+GZIP_MAGIC = b"\x1f\x8b"
+NIFTI2_SIZES = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # of the header, 540, in both byte orders
 
 
 class VolumeError(ChestError):
@@ -55,20 +61,14 @@ def read_axial_slice(
 
 def cut_axial_slice(path: str | Path, position: Literal["center"] | float = "center") -> AxialSlice:
     """As read_axial_slice, with the slice's place in the volume."""
-    image = _open(path)
+    image = _read_whole(path)
     axes = _display_axes(path, image)
-    shape = image.shape[:3]
     axial_axis, axial_flip = axes[2]
-    count = shape[axial_axis]
+    count = image.shape[axial_axis]
     index = count // 2 if position == "center" else round(position * (count - 1))
     selection = [slice(None)] * 3 + [0] * (len(image.shape) - 3)
     selection[axial_axis] = count - 1 - index if axial_flip else index
-    try:
-        pixels = np.asarray(image.dataobj[tuple(selection)], dtype=np.float64)
-    except Exception as error:  # the decompressors and nibabel raise many kinds on damaged data
-        raise _problem(
-            path, f"damaged data ({error})", "a whole volume", "fetch the file again"
-        ) from None
+    pixels = np.asarray(image.dataobj[tuple(selection)], dtype=np.float64)
     if not np.isfinite(pixels).all():
         raise _problem(
             path, f"NaN or infinity in slice {index}", "finite values", "fetch or convert it again"
@@ -77,8 +77,11 @@ def cut_axial_slice(path: str | Path, position: Literal["center"] | float = "cen
 
 
 def check_header(path: str | Path) -> None:
-    """Raise VolumeError where the header of `path` shows that no slice can be cut."""
-    _display_axes(path, _open(path))
+    """Raise VolumeError where the header of `path` alone shows that no slice can be cut."""
+    with _refusing(path, "no readable volume", "a NIfTI file"):
+        image = nib.load(path)
+    _check(path, image)
+    _display_axes(path, image)
 
 
 def to_grey(pixels: np.ndarray, normalize: Literal["minmax", "window"]) -> np.ndarray:
@@ -93,15 +96,23 @@ def to_grey(pixels: np.ndarray, normalize: Literal["minmax", "window"]) -> np.nd
     return np.round(grey * 255).astype(np.uint8)
 
 
-def _open(path: str | Path) -> nib.Nifti1Image:
-    try:
-        image = nib.load(path)
-    except FileNotFoundError:
-        raise _problem(path, "no such file", "a volume", "fetch it") from None
-    except Exception as error:  # nibabel raises many kinds on damaged headers
-        raise _problem(
-            path, f"no readable volume ({error})", "a NIfTI file", "fetch the file again"
-        ) from None
+def _read_whole(path: str | Path) -> nib.Nifti1Image:
+    """The volume in memory, all of it: a checksum at the end tells whether the file is whole."""
+    with _refusing(path, "damaged data", "a whole NIfTI volume"):
+        content = Path(path).read_bytes()
+        if content[:2] == GZIP_MAGIC:
+            content = gzip.decompress(content)
+        kind = nib.Nifti2Image if content[:4] in NIFTI2_SIZES else nib.Nifti1Image
+        image = kind.from_bytes(content)
+    _check(path, image)
+    due = image.dataobj.offset + math.prod(image.shape) * image.dataobj.dtype.itemsize
+    if len(content) < due:
+        raise _problem(path, f"damaged data ({len(content)} of {due} bytes)",
+                       "a whole NIfTI volume", "fetch the file again")  # fmt: skip
+    return image
+
+
+def _check(path: str | Path, image: nib.Nifti1Image) -> None:
     if not isinstance(image, nib.Nifti1Image):
         raise _problem(path, type(image).__name__, "a NIfTI file", "convert it to NIfTI")
     if image.dataobj.dtype.kind not in "iuf":
@@ -113,7 +124,17 @@ def _open(path: str | Path) -> nib.Nifti1Image:
         raise _problem(
             path, f"shape {'x'.join(map(str, shape))}", "three dimensions", "remove it or cut it"
         )
-    return image
+
+
+@contextmanager
+def _refusing(path: str | Path, found: str, expected: str) -> Iterator[None]:
+    """Turn whatever nibabel and the decompressor raise on a damaged file into a VolumeError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise _problem(path, "no such file", "a volume", "fetch it") from None
+    except Exception as error:  # they raise many kinds
+        raise _problem(path, f"{found} ({error})", expected, "fetch the file again") from None
 
 
 def _display_axes(path: str | Path, image: nib.Nifti1Image) -> list[tuple[int, bool]]:

@@ -1,0 +1,91 @@
+"""An output appears whole or not at all."""
+
+import pandas as pd
+import pytest
+
+from chest.errors import InputError, Problem, printable, refuse, run
+from chest.files import read_table, replacing, write_json, write_table
+
+
+def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "a.csv"
+    with replacing(path) as partial:
+        partial.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_after_a_failure_the_old_file_is_there_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.csv", "old")]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    folder = tmp_path / "a"
+    for name in ("first", "second"):
+        with replacing(folder) as partial:
+            partial.mkdir()
+            (partial / name).write_text(name)
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    with pytest.raises(RuntimeError), replacing(folder) as partial:
+        partial.mkdir()
+        raise RuntimeError
+    assert [path.name for path in folder.iterdir()] == ["second"]
+
+
+def test_what_an_interrupted_run_left_is_cleared_away(tmp_path):
+    (tmp_path / ".a.partial").mkdir()
+    with replacing(tmp_path / "a") as partial:
+        partial.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_numbers_that_are_none_do_not_get_into_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"uar": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    table = pd.DataFrame({"id": ["001", "NA"], "name": ["a,b\nc", "é"]})
+    write_table(tmp_path / "a.csv", table)
+    assert read_table(tmp_path / "a.csv", ["id", "name"]).equals(table)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"id\n1\n", b"id,name,more\n1,2,3\n", b"\xff\xfe"])
+def test_another_table_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match="the columns id,name"):
+        read_table(tmp_path / "a.csv", ["id", "name"])
+
+
+def test_all_problems_are_told_in_order_with_what_to_do():
+    refuse([])
+    with pytest.raises(InputError) as error:
+        refuse([Problem(name, "found this", "that", "do so") for name in ("b", "a")])
+    lines = str(error.value).splitlines()
+    assert lines[0] == "2 problems with the input:"
+    assert [line.strip() for line in lines[1:5]] == [
+        "a", "found:    found this", "expected: that", "to do:    do so",
+    ]  # fmt: skip
+
+
+def test_names_with_control_characters_do_not_reach_the_terminal():
+    assert printable("a\x1b[2Jb\n\udcff") == "a\\x1b[2Jb\\n\\udcff"
+
+
+def test_an_error_of_the_user_ends_a_script_with_its_message_and_1(capsys):
+    def main():
+        raise InputError([Problem("x.png", "nothing", "a picture", "fetch it")])
+
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("ERROR: 1 problem with the input:\n  x.png")

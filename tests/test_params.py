@@ -1,0 +1,126 @@
+"""params.yaml: what it holds is typed, and what it must not hold is refused by its name."""
+
+import pytest
+import yaml
+from support import ROOT
+
+from chest.errors import ParameterError
+from chest.params import load_params
+
+
+def load(tmp_path, **changes):
+    """The repository's parameters with some lines replaced: ``{"lr: 2.0e-5": "lr: 1e-5"}``."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    return load_params(tmp_path / "params.yaml")
+
+
+def test_the_committed_parameters_are_those_of_the_study():
+    params = load_params(ROOT / "params.yaml")
+    assert params.profile == "phantom"
+    assert params.chosen is params.phantom
+    counts = params.study.expected_counts.model_dump()
+    assert counts == {"covid19": 8449, "normal": 7506, "tuberculosis": 345}
+    settings = params.study.finetune_siglip
+    assert (settings.lr, settings.warmup_steps, settings.batch_size, settings.epochs) == (
+        2e-5, 500, 32, 10,
+    )  # fmt: skip
+    assert settings.weight_decay == 0.01
+    assert settings.checkpoint == "google/siglip-base-patch16-224"
+    assert params.study.zeroshot_qwen.checkpoint == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert params.study.zeroshot_qwen.revision == "main"
+
+
+def test_the_profile_chooses_its_block_and_its_data(tmp_path):
+    params = load(tmp_path, **{"profile: phantom": "profile: study"})
+    assert params.chosen is params.study
+    assert params.raw.as_posix() == "data/raw/study"
+
+
+def test_every_key_says_why():
+    # Each mapping or its first key carries a comment; readers change values they understand.
+    lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
+    assert sum(line.lstrip().startswith("#") for line in lines) >= 15
+
+
+@pytest.mark.parametrize("text", ["1e-05", "1e-5", "1.0e-5", "1E-5", "0.00001", ".00001"])
+def test_numbers_arrive_as_numbers_however_they_are_written(tmp_path, text):
+    # PyYAML alone reads 1e-05, which DVC writes, as a string.
+    lr = load(tmp_path, **{"lr: 2.0e-5": f"lr: {text}"}).study.finetune_siglip.lr
+    assert type(lr) is float
+    assert lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("seed: 42", "seed: 42\nsede: 1", "sede: unknown key"),
+        ("seed: 42", "", "seed: missing"),
+        ("seed: 42", "seed: true", "seed: "),
+        ("seed: 42", "seed: -1", "seed: "),
+        ("seed: 42", "seed: '42'", "seed: "),
+        ("seed: 42", "seed: 42\nseed: 43", "key given twice: seed"),
+        ("profile: phantom", "profile: real", "profile: "),
+        ("image_size: 224", "image_size: 224.0", "image_size: "),
+        ("image_size: 224", "image_size: 0", "image_size: "),
+        ("position: center", "position: 1.5", "slices.position"),
+        ("position: center", "position: middle", "slices.position"),
+        ("normalize: minmax", "normalize: none", "slices.normalize"),
+        ("tuberculosis: ptb", "tuberculosis: folder", "labels.tuberculosis"),
+        ("train: 0.8", "train: 0.7", "split: .*add up to 0.9"),
+        ("train: 0.8", "train: .nan", "split.train"),
+        ("test: 0.1", "test: -0.1", "split.test"),
+        ("group: patient", "group: slice", "split.group"),
+        ("lr: 2.0e-5", "lr: fast", "study.finetune_siglip.lr"),
+        ("lr: 2.0e-5", "lr: 0", "study.finetune_siglip.lr"),
+        ("lr: 2.0e-5", "lr: .inf", "study.finetune_siglip.lr"),
+        ("lr: 2.0e-5", "lr:", "study.finetune_siglip.lr"),
+        ("epochs: 10", "epochs: 0", "study.finetune_siglip.epochs"),
+        ("epochs: 10", "epochs: 2.5", "study.finetune_siglip.epochs"),
+        ("warmup_steps: 500", "warmup_steps: -1", "study.finetune_siglip.warmup_steps"),
+        ("weight_decay: 0.01", "weight_decay: -0.1", "study.finetune_siglip.weight_decay"),
+        ("balance: class_modality", "balance: yes", "study.finetune_siglip.balance"),
+        ("batch_size: 64", "batch_size: 0", "study.zeroshot_qwen.batch_size"),
+        ("method: likelihood", "method: guess", "study.zeroshot_qwen.method"),
+        ("images: test", "images: train", "study.zeroshot_qwen.images"),
+        ("revision: main", "revision: ''", "study.zeroshot_qwen.revision"),
+        ("    covid19: 8449", "    covid: 8449", "study.expected_counts.covid: unknown key"),
+        ("      normal: normal", "      normal: COVID-19", "prompts.qwen.answers"),
+        ("      normal: normal", "      normal: 7", "prompts.qwen.answers.normal"),
+        ("This is {modality}. ", "", "prompts.qwen"),
+        ("This is {modality}. ", "This is {modality} {0}. ", "prompts.qwen"),
+        ("      - a medical image of tuberculosis in the lungs", "      - 3", "tuberculosis.2"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(tmp_path, old, new, told):
+    with pytest.raises(ParameterError, match=told):
+        load(tmp_path, **{old: new})
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path):
+    with pytest.raises(ParameterError) as error:
+        load(tmp_path, **{"seed: 42": "seed: x", "epochs: 10": "epochs: 0", "val: 0.1": "vel: 0.1"})
+    for key in ("seed", "study.finetune_siglip.epochs", "split.val: missing", "split.vel: unknown"):
+        assert key in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "a: b: c", "\t", "a: &x [*x]", "!!python/none x"])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(ParameterError, match=r"params\.yaml"):
+        load_params(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ParameterError, match="no_such"):
+        load_params(tmp_path / "no_such.yaml")
+
+
+def test_both_profiles_have_the_same_keys():
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for stage, settings in content["study"].items():
+        assert set(settings) == set(content["phantom"][stage])
