@@ -1,0 +1,112 @@
+"""Where weights come from, what is recorded of a run, and how work is shared."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from chest.compute import (
+    CheckpointError,
+    Normalization,
+    answer,
+    find_checkpoint,
+    in_batches,
+    load_normalization,
+    record,
+    start,
+    to_pixels,
+)
+from chest.siglip import load_for_prompts
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_pixels_are_normalized_and_repeated_to_three_channels():
+    grey = np.random.default_rng(0).integers(0, 256, (2, 5, 7)).astype(np.uint8)
+    normal = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    pixels = to_pixels(grey, normal, torch.device("cpu"))
+    assert (pixels.shape, pixels.dtype) == ((2, 3, 5, 7), torch.float32)
+    for channel in range(3):
+        expected = (grey / 255 - normal.mean[channel]) / normal.std[channel]
+        np.testing.assert_allclose(pixels[:, channel], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_every_row_is_answered_once(size):
+    rows = np.array([4, 5, 9, 10, 11, 40, 41])
+    batches = in_batches(rows, size)
+    assert max(map(len, batches)) <= size
+    answers = answer(start(1), batches, lambda batch: [f"image {row}" for row in batch])
+    assert answers == {row: f"image {row}" for row in rows.tolist()}
+
+
+def test_an_answer_too_few_is_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        answer(start(1), [np.arange(3)], lambda batch: [0])
+
+
+def test_no_gradients_are_kept_while_answering():
+    modes = answer(start(1), [np.arange(1)], lambda batch: [torch.is_inference_mode_enabled()])
+    assert modes == {0: True}
+
+
+def test_a_folder_is_a_checkpoint(checkpoints):
+    source = find_checkpoint(str(checkpoints / "siglip"), "main")
+    assert source.commit is None
+    assert load_normalization(source) == Normalization((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, checkpoints):
+    """A cache of the hub, as it is after a download, and no way to the hub itself."""
+    import huggingface_hub.constants
+
+    repository = tmp_path / "models--somebody--siglip"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / COMMIT).symlink_to(checkpoints / "siglip")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return repository
+
+
+def test_the_commit_that_a_revision_names_is_loaded_and_recorded(hub):
+    source = find_checkpoint("somebody/siglip", "main")
+    assert source.commit == COMMIT
+    model, _ = load_for_prompts(source, 224)
+    assert record(start(1), source, model, 1, 9)["commit"] == COMMIT
+
+
+@pytest.mark.parametrize("name", ["somebody/other", "no_such_folder", "./gone", "/a/b", "a/b/c"])
+def test_a_checkpoint_that_is_nowhere_is_refused(hub, name):
+    with pytest.raises(CheckpointError, match=name):
+        find_checkpoint(name, "main")
+
+
+def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_for_prompts(find_checkpoint(str(tmp_path), "main"), 224)
+
+
+def test_the_record_says_what_a_result_needs_to_be_believed(checkpoints):
+    source = find_checkpoint(str(checkpoints / "siglip"), "main")
+    model, _ = load_for_prompts(source, 224)
+    content = record(start(7), source, model, 7, 185)
+    assert content["weights"] == "random"
+    assert (content["seed"], content["n"], content["processes"]) == (7, 185, 1)
+    assert content["torch"] == torch.__version__
+    assert content["precision"] == ("bf16" if torch.cuda.is_available() else "fp32")
+    assert json.loads(json.dumps(content)) == content
+    del model.config.random_weights
+    assert record(start(7), source, model, 7, 185)["weights"] == "pretrained"
+
+
+def test_the_seed_decides_what_is_drawn():
+    drawn = []
+    for seed in (3, 3, 4):
+        start(seed)
+        drawn.append(torch.rand(2).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]

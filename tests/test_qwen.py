@@ -1,0 +1,170 @@
+"""Qwen2.5-VL: prompt, image tokens, scores and answers, on the tiny checkpoint."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import ROOT
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from chest.compute import CheckpointError, find_checkpoint
+from chest.errors import ParameterError
+from chest.params import load_params
+from chest.qwen import (
+    answer_likelihoods,
+    generate_answers,
+    image_inputs,
+    load_reader,
+    parse_answer,
+    prompt_ids,
+    visual_tokens,
+)
+
+QUESTION = "This is a frontal chest X-ray. COVID-19, tuberculosis or normal?"
+ANSWERS = ("COVID-19", "normal", "tuberculosis")
+PROMPTS = load_params(ROOT / "params.yaml").prompts.qwen
+
+
+def load(folder):
+    return load_reader(find_checkpoint(str(folder), "main"), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def reader(checkpoints):
+    return load(checkpoints / "qwen")
+
+
+@pytest.fixture(scope="module")
+def talkative(checkpoints):
+    """With larger weights it says something, and not the same of each image."""
+    reader = load(checkpoints / "qwen")
+    with torch.no_grad():
+        for weights in reader.model.parameters():
+            if weights.ndim > 1:
+                weights.mul_(3)
+    return reader
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (8, 224, 224)).astype(np.uint8)
+
+
+def test_the_prompt_is_the_checkpoints_own_with_64_places_for_the_image(reader):
+    ids = prompt_ids(reader, QUESTION, 224)
+    assert ids.count(reader.model.config.image_token_id) == visual_tokens(reader, 224) == 64
+    text = reader.tokenizer.decode(ids)
+    assert text.startswith("<|im_start|>system\n")
+    assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert f"<|vision_start|>{'<|image_pad|>' * 64}<|vision_end|>{QUESTION}" in text
+
+
+@pytest.mark.parametrize("side", [223, 216, 230])
+def test_a_side_that_the_model_would_resize_is_refused(reader, side):
+    with pytest.raises(ParameterError, match="multiple of 28"):
+        visual_tokens(reader, side)
+
+
+def test_patches_are_those_of_the_familys_own_preprocessor(reader, images):
+    # Its limits are pinned to the image's own size, so that it resizes nothing.
+    process = Qwen2VLImageProcessorPil(
+        min_pixels=224 * 224,
+        max_pixels=224 * 224,
+        image_mean=reader.normalization.mean,
+        image_std=reader.normalization.std,
+    )
+    pictures = [Image.fromarray(image).convert("RGB") for image in images]
+    theirs = process(images=pictures, return_tensors="pt")
+    ours = image_inputs(reader, images)
+    assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
+    torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], atol=1e-5, rtol=0)
+
+
+def naive_likelihood(reader, image, answer):
+    """Prompt and answer in one sequence, as one would score it without any trick."""
+    prompt = prompt_ids(reader, QUESTION, 224)
+    said = [*reader.tokenizer(answer)["input_ids"], reader.tokenizer.eos_token_id]
+    ids = torch.tensor([prompt + said])
+    kinds = (ids == reader.model.config.image_token_id).int()
+    with torch.inference_mode():
+        logits = reader.model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds,
+            **image_inputs(reader, image[None]),
+        ).logits[0].log_softmax(-1)  # fmt: skip
+    places = range(len(prompt) - 1, len(prompt) - 1 + len(said))
+    return sum(logits[place, token].item() for place, token in zip(places, said, strict=True))
+
+
+def test_an_answers_score_is_its_log_likelihood(reader, images):
+    scores = answer_likelihoods(reader, images[:2], QUESTION, ANSWERS)
+    for i, j in np.ndindex(2, 3):
+        assert scores[i, j].item() == pytest.approx(
+            naive_likelihood(reader, images[i], ANSWERS[j]), abs=1e-4
+        )
+
+
+def test_other_answers_do_not_change_an_answers_score(reader, images):
+    both = answer_likelihoods(reader, images[:1], QUESTION, ANSWERS)
+    alone = answer_likelihoods(reader, images[:1], QUESTION, ANSWERS[2:])
+    torch.testing.assert_close(both[:, 2:], alone, atol=1e-5, rtol=0)
+
+
+def test_images_of_a_batch_do_not_influence_each_other(reader, images):
+    together = answer_likelihoods(reader, images, QUESTION, ANSWERS)
+    apart = torch.cat([answer_likelihoods(reader, i[None], QUESTION, ANSWERS) for i in images])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+    assert (together.std(0) > 1e-5).all()  # they do differ by image
+    others = images.copy()
+    others[1:] = 255 - others[1:]
+    first = answer_likelihoods(reader, others, QUESTION, ANSWERS)[:1]
+    torch.testing.assert_close(together[:1], first, atol=1e-5, rtol=0)
+
+
+def test_free_answers_of_a_batch_do_not_influence_each_other(talkative):
+    images = np.stack([np.full((224, 224), 30 * i, np.uint8) for i in range(8)])
+    together = generate_answers(talkative, images, QUESTION, 6)
+    assert together == [generate_answers(talkative, i[None], QUESTION, 6)[0] for i in images]
+    assert len(set(together)) > 2
+
+
+def test_decoding_is_greedy_whatever_the_checkpoint_says(checkpoints, images, tmp_path):
+    folder = shutil.copytree(checkpoints / "qwen", tmp_path / "qwen")
+    settings = {"do_sample": True, "temperature": 9.0, "repetition_penalty": 5.0}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    asked = [generate_answers(load(folder), images, QUESTION, 6) for _ in range(2)]
+    assert asked[0] == asked[1]
+    assert asked[0] == generate_answers(load(checkpoints / "qwen"), images, QUESTION, 6)
+
+
+def test_a_checkpoint_without_a_chat_template_is_refused(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints / "qwen", tmp_path / "qwen")
+    (folder / "chat_template.json").unlink()
+    with pytest.raises(CheckpointError, match="chat template"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("COVID-19", "covid19"),
+        ("covid 19.", "covid19"),
+        ("It is COVID19!", "covid19"),
+        ("Normal", "normal"),
+        ("**normal**\n", "normal"),
+        ("Answer:tuberculosis", "tuberculosis"),
+        ("TUBERCULOSIS", "tuberculosis"),
+        ("normal, normal", "normal"),
+        ("abnormal", None),
+        ("normally", None),
+        ("COVID-190", None),
+        ("COVID-19 or tuberculosis", None),
+        ("COVID-19, tuberculosis or normal", None),
+        ("pneumonia", None),
+        ("", None),
+    ],
+)
+def test_an_answer_names_one_class_or_none(said, meant):
+    assert parse_answer(said, PROMPTS.answers.model_dump()) == meant

@@ -1,0 +1,170 @@
+"""SigLIP by prompts and as a classifier: what is loaded, tokenized, scored and saved."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import BESIDE, ROOT
+from transformers import AutoTokenizer, SiglipForImageClassification, SiglipModel
+
+from chest.compute import CheckpointError, find_checkpoint, load_normalization, start, to_pixels
+from chest.errors import ParameterError
+from chest.labels import LABELS
+from chest.params import load_params
+from chest.siglip import (
+    class_embeddings,
+    classify,
+    load_classifier,
+    load_for_prompts,
+    save_classifier,
+    score,
+    tokenize,
+)
+
+REAL_TOKENIZER = BESIDE / "tokenizers" / "siglip"
+PROMPTS = load_params(ROOT / "params.yaml").prompts.siglip.model_dump()
+
+
+@pytest.fixture(scope="module")
+def source(checkpoints):
+    return find_checkpoint(str(checkpoints / "siglip"), "main")
+
+
+@pytest.fixture(scope="module")
+def both(source):
+    return load_for_prompts(source, 224)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, 224, 224)).astype(np.uint8)
+
+
+# --- Prompts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not REAL_TOKENIZER.is_dir(), reason=f"no tokenizer in {REAL_TOKENIZER}")
+def test_the_real_tokenizer_cuts_no_prompt():
+    tokenizer = AutoTokenizer.from_pretrained(REAL_TOKENIZER)
+    for prompt in [p for prompts in PROMPTS.values() for p in prompts]:
+        ids = tokenize(tokenizer, [prompt])[0]
+        read = tokenizer.decode(ids, skip_special_tokens=True)
+        # SigLIP's tokenizer lowers letters and drops punctuation.
+        letters = [c for c in prompt.lower() if c.isalnum()]
+        assert [c for c in read.lower() if c.isalnum()] == letters
+        assert ids[-1] == tokenizer.pad_token_id  # with room to spare
+
+
+def test_prompts_are_padded_to_64_tokens(both):
+    ids = tokenize(both[1], ["lungs", "a chest X-ray of a patient"])
+    assert ids.shape == (2, 64)
+    assert ids.dtype == torch.int64
+    assert (ids[:, -1] == both[1].pad_token_id).all()
+
+
+def test_a_prompt_that_would_be_cut_is_refused(both):
+    with pytest.raises(ParameterError, match=r"prompts.siglip: .* at most 64"):
+        tokenize(both[1], ["lungs", "lungs " * 80])
+
+
+def test_a_class_is_the_mean_of_its_prompts(both):
+    model, tokenizer = both
+    classes = class_embeddings(model, tokenizer, PROMPTS)
+    assert classes.shape == (3, 96)
+    torch.testing.assert_close(classes.norm(dim=1), torch.ones(3))
+    with torch.inference_mode():
+        texts = [
+            model.get_text_features(tokenize(tokenizer, [prompt])).pooler_output[0]
+            for prompt in PROMPTS["normal"]
+        ]
+    mean = torch.stack([text / text.norm() for text in texts]).mean(0)
+    torch.testing.assert_close(classes[LABELS.index("normal")], mean / mean.norm())
+
+
+def test_scores_rank_the_classes_as_the_models_own_logits_do(both, source, images):
+    model, tokenizer = both
+    pixels = to_pixels(images, load_normalization(source), torch.device("cpu"))
+    one = {label: prompts[:1] for label, prompts in PROMPTS.items()}
+    ids = tokenize(tokenizer, [one[label][0] for label in LABELS])
+    with torch.inference_mode():
+        scores = score(model, pixels, class_embeddings(model, tokenizer, one))
+        logits = model(input_ids=ids, pixel_values=pixels).logits_per_image
+    torch.testing.assert_close(scores, logits.softmax(1))
+    torch.testing.assert_close(scores.sum(1), torch.ones(5))
+
+
+# --- Classifier ------------------------------------------------------------------------------
+
+
+def test_the_classifier_has_the_checkpoints_vision_tower_and_a_new_head(source, checkpoints):
+    model = load_classifier(source, 224)
+    stored = load_file(checkpoints / "siglip" / "model.safetensors")
+    names = dict(model.named_parameters())
+    head = {"classifier.weight", "classifier.bias"}
+    assert head <= set(names)
+    assert names["classifier.weight"].shape == (3, 96)
+    for name in set(names) - head:
+        assert torch.equal(names[name], stored[name]), name
+    assert not any("text_model" in name for name in names)
+    assert [model.config.id2label[i] for i in range(3)] == list(LABELS)
+
+
+def test_all_of_its_parameters_learn(source, images):
+    # One without a gradient would stop training on several GPUs.
+    model = load_classifier(source, 224)
+    pixels = to_pixels(images, load_normalization(source), torch.device("cpu"))
+    model(pixel_values=pixels).logits.sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_the_seed_decides_the_new_head(source):
+    heads = []
+    for seed in (1, 1, 2):
+        start(seed)
+        heads.append(load_classifier(source, 224).classifier.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_what_is_saved_loads_and_answers_alike(source, images, tmp_path):
+    accelerator = start(1)
+    model, normal = load_classifier(source, 224).eval(), load_normalization(source)
+    save_classifier(model, normal, tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    again = SiglipForImageClassification.from_pretrained(tmp_path).eval()
+    stored = load_normalization(find_checkpoint(str(tmp_path), "main"))
+    assert stored == normal
+    with torch.inference_mode():
+        expected = classify(accelerator, model, images, normal)
+        assert torch.equal(classify(accelerator, again, images, stored), expected)
+
+
+# --- Checkpoints that will not do ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [load_for_prompts, load_classifier])
+def test_images_of_another_size_are_refused(source, load):
+    with pytest.raises(ParameterError, match="224 px, but this is 256"):
+        load(source, 256)
+
+
+@pytest.mark.parametrize("load", [load_for_prompts, load_classifier])
+def test_a_checkpoint_that_lacks_weights_is_refused(checkpoints, tmp_path, load):
+    folder = shutil.copytree(checkpoints / "siglip", tmp_path / "siglip")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "vision_model.encoder.layers.1" in name)
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="1 weights of"):
+        load(find_checkpoint(str(folder), "main"), 224)
+
+
+def test_pickled_weights_are_refused(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints / "siglip", tmp_path / "siglip")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert SiglipModel.from_pretrained(folder)  # transformers would take them
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load_for_prompts(find_checkpoint(str(folder), "main"), 224)
