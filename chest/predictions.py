@@ -11,20 +11,21 @@ from chest.files import read_table, write_json, write_table
 from chest.labels import LABELS, UNPARSED
 
 FOLDER = Path("data/predictions")
+PROBES = FOLDER / "probes"
 CURVES = Path("data/training")
 COLUMNS = ("image_id", "split", "actual", "predicted", *LABELS)
 CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "learning_rate", "val_uar", "val_war")
 PLACES = 6  # of the probabilities: more would differ from run to run on a GPU
 
 
-def path_of(system: str) -> Path:
+def path_of(system: str, folder: Path = FOLDER) -> Path:
     """The predictions of `system`."""
-    return FOLDER / f"{system}.csv"
+    return folder / f"{system}.csv"
 
 
-def record_path_of(system: str) -> Path:
+def record_path_of(system: str, folder: Path = FOLDER) -> Path:
     """How they came about: checkpoint, device, precision, seed, versions."""
-    return FOLDER / f"{system}.json"
+    return folder / f"{system}.json"
 
 
 def curve_path_of(system: str) -> Path:
@@ -57,10 +58,10 @@ def tabulate(
     return result.sort_values("image_id", ignore_index=True)
 
 
-def write(system: str, predictions: pd.DataFrame, record: dict) -> None:
+def write(system: str, predictions: pd.DataFrame, record: dict, folder: Path = FOLDER) -> None:
     """Write the predictions of `system` and the record of how they came about."""
-    write_table(path_of(system), predictions, float_format=f"%.{PLACES}f")
-    write_json(record_path_of(system), record)
+    write_table(path_of(system, folder), predictions, float_format=f"%.{PLACES}f")
+    write_json(record_path_of(system, folder), record)
 
 
 def read_record(system: str) -> dict:
@@ -73,13 +74,13 @@ def read_record(system: str) -> dict:
         raise InputError([Problem(path, str(error), "the record of a run", remedy)]) from None
 
 
-def read(system: str, table: pd.DataFrame) -> pd.DataFrame:
+def read(system: str, table: pd.DataFrame, folder: Path = FOLDER) -> pd.DataFrame:
     """Read and check the predictions of `system`; `table` is the manifest with the column `split`.
 
     Raises InputError where a split that it answers is not there as a whole, an image is unknown or
     there twice, a class or split is not the manifest's, or probabilities are none.
     """
-    path = path_of(system)
+    path = path_of(system, folder)
     predictions = read_table(path, COLUMNS)
     remedy = "run `dvc repro` to make it again"
     try:
