@@ -17,7 +17,7 @@ of the normal slices from one city, few cases of tuberculosis.
 import gzip
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -44,6 +44,7 @@ MILD = 0.1  # share of cases that can hardly be seen
 class Anatomy:
     """A chest in units of half the picture's side: x to the patient's left, y to the back.
 
+    ``shift`` is where its centre lies, x and y; ``tilt`` how far it is turned, in degrees.
     ``vessels`` (k, 4): x, y, z and radius; z runs from 0 (feet) to 1 (head).
     ``lesions`` (k, 5): x, y, z, radius, and strength from 0 to 1; ``cavities`` alike: rings.
     """
@@ -52,7 +53,8 @@ class Anatomy:
     depth: float
     lung: float
     heart: float
-    shift: float
+    shift: tuple[float, float]
+    tilt: float
     vessels: np.ndarray
     lesions: np.ndarray
     cavities: np.ndarray
@@ -88,7 +90,7 @@ MONTGOMERY = Scanner("Montgomery", "USA", 0.93, 1.0, 20, False, (0.0, 1.15), "L"
 
 def make_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
     """A patient with the finding ``covid19``, ``tuberculosis``, ``pneumonia`` or ``normal``."""
-    lung = rng.uniform(0.92, 1.08)
+    lung = rng.uniform(0.86, 1.12)
     vessels = np.column_stack([
         rng.choice([-1, 1], 24) * rng.uniform(0.22, 0.5, 24), rng.uniform(-0.3, 0.25, 24),
         rng.uniform(0.15, 0.85, 24), rng.uniform(0.012, 0.03, 24),
@@ -99,8 +101,9 @@ def make_anatomy(rng: np.random.Generator, finding: str) -> Anatomy:
     if finding == "tuberculosis" and rng.random() < 0.6:
         cavities, lesions = lesions[:1], lesions[1:]
     return Anatomy(
-        rng.uniform(0.78, 0.9), rng.uniform(0.52, 0.64), lung, rng.uniform(0.85, 1.15),
-        rng.uniform(-0.04, 0.04), vessels, lesions, cavities,
+        rng.uniform(0.74, 0.92), rng.uniform(0.48, 0.66), lung, rng.uniform(0.75, 1.25),
+        (rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08)), rng.uniform(-8, 8), vessels, lesions,
+        cavities,
     )  # fmt: skip
 
 
@@ -159,6 +162,13 @@ def grid(side: int, zoom: float) -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(line / zoom, line / zoom)
 
 
+def placed(body: Anatomy, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same pixels as the body sees them: it lies off the centre, and not quite straight."""
+    x, y = x - body.shift[0], y - body.shift[1]
+    cosine, sine = np.cos(np.radians(body.tilt)), np.sin(np.radians(body.tilt))
+    return cosine * x + sine * y, cosine * y - sine * x
+
+
 def texture(rng: np.random.Generator, side: int, size: float) -> np.ndarray:
     """Smooth noise of deviation 1 with grains of `size` px."""
     noise = gaussian_filter(rng.standard_normal((side, side)), size, mode="wrap")
@@ -169,8 +179,7 @@ def axial(
     body: Anatomy, z: float, side: int, scanner: Scanner, rng: np.random.Generator
 ) -> np.ndarray:
     """An axial slice at height `z` in Hounsfield units, float64 (side, side)."""
-    x, y = grid(side, scanner.zoom)
-    x = x - body.shift
+    x, y = placed(body, *grid(side, scanner.zoom))
     tissue = soft(ellipse(x, y, 0, 0, body.width, body.depth))
     muscle = soft(ellipse(x, y, 0, 0, body.width - 0.09, body.depth - 0.09))
     hu = -1000 + tissue * 900 + muscle * 140
@@ -204,8 +213,7 @@ def near(things: np.ndarray, z: float, reach: float) -> np.ndarray:
 
 def frontal(body: Anatomy, side: int, scanner: Scanner, rng: np.random.Generator) -> np.ndarray:
     """A frontal X-ray, float64 (side, side), about 0 (dark) to 1; y runs from head to feet."""
-    x, y = grid(side, scanner.zoom)
-    x = x - body.shift
+    x, y = placed(body, *grid(side, scanner.zoom))
     width = body.width * np.clip(0.75 + 0.6 * (y + 1.1), 0.3, 1)
     image = 0.08 + 0.62 * soft(np.abs(x) - width, 0.03)
     lungs = np.zeros_like(x)
@@ -378,7 +386,7 @@ def draw_slices(patient: Patient, body: Anatomy, images: Path, rng: np.random.Ge
     count = len(patient.slices)
     for i, (name, z) in enumerate(zip(patient.slices, np.linspace(0.36, 0.64, count), strict=True)):
         later = i >= count / 2 and count > 1
-        visit = Anatomy(**vars(body) | {"shift": body.shift + 0.03 * later})
+        visit = replace(body, shift=(body.shift[0] + 0.03 * later, body.shift[1]))
         hu = axial(visit, z, SLICE_SIDE, patient.scanner, rng)
         save_png(to_bytes(hu, patient.scanner.window), images / name, patient.scanner.kind)
 
