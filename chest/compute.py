@@ -136,12 +136,20 @@ def load_normalization(source: Source) -> Normalization:
     return Normalization(tuple(content["image_mean"]), tuple(content["image_std"]))
 
 
-def to_pixels(grey: np.ndarray, normal: Normalization, device: torch.device) -> torch.Tensor:
+def to_pixels(
+    grey: np.ndarray,
+    normal: Normalization,
+    device: torch.device,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """uint8 grey images, (B, side, side), as normalized float32 on `device`, (B, 3, side, side).
 
     The bytes travel, the rest is done on the device; the grey channel stands for all three.
+    `change` gets the grey images from 0 to 1, float32 (B, 1, side, side), before that.
     """
     images = torch.from_numpy(np.ascontiguousarray(grey)).to(device).float()[:, None] / 255
+    if change is not None:
+        images = change(images)
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (normal.mean, normal.std))
     return (images - mean) / std
 

@@ -122,12 +122,21 @@ class ZeroshotSiglip(Checkpoint):
     images: Literal["test", "all"]
 
 
+class Augment(Section):
+    rotate: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
+    shift: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
+    scale: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
+    contrast: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
 class FinetuneSiglip(Checkpoint):
     lr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
     warmup_steps: Annotated[int, Field(ge=0)]
     epochs: Count
     weight_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-    balance: Literal["none", "class", "class_modality"]
+    balance: Literal["none", "class", "class_modality", "logit_adjusted"]
+    augment: Augment | None
+    calibrate: Literal["none", "temperature"]
 
 
 class Profile(Section):

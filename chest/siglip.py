@@ -1,6 +1,6 @@
 """SigLIP (Zhai et al. 2023): zero-shot by prompts, and as an image classifier."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,19 @@ from transformers import (
     SiglipModel,
 )
 
-from chest.compute import Normalization, Source, check_image_size, to_pixels
+from chest.compute import (
+    Normalization,
+    Source,
+    answer,
+    check_image_size,
+    in_batches,
+    to_pixels,
+)
 from chest.errors import ParameterError
 from chest.files import write_json
 from chest.labels import LABELS
 
+TRAINED = Path("models/finetune_siglip")  # what the fine-tuning leaves
 TEXT_LENGTH = 64  # tokens: SigLIP was trained on texts padded to this length
 
 
@@ -45,6 +53,13 @@ def load_classifier(source: Source, image_size: int) -> SiglipForImageClassifica
         config=config,
         dtype=torch.float32,
     )
+
+
+def load_trained(source: Source, image_size: int) -> SiglipForImageClassification:
+    """A classifier that `save_classifier` wrote, with its head; raises where it has no such."""
+    model = source.load_model(SiglipForImageClassification.from_pretrained, dtype=torch.float32)
+    check_image_size(model.config.vision_config.image_size, image_size)
+    return model.eval()
 
 
 def save_classifier(
@@ -104,12 +119,45 @@ def score(model: SiglipModel, pixels: torch.Tensor, classes: torch.Tensor) -> to
 
 
 def classify(
-    accelerator: Accelerator, model, images: np.ndarray, normal: Normalization
+    accelerator: Accelerator,
+    model,
+    images: np.ndarray,
+    normal: Normalization,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Logits, float32 (B, 3), that a classifier gives uint8 grey `images`, (B, side, side)."""
-    pixels = to_pixels(images, normal, accelerator.device)
+    """Logits, float32 (B, 3), that a classifier gives uint8 grey `images`, (B, side, side).
+
+    `change` may alter the images first, as in to_pixels.
+    """
+    pixels = to_pixels(images, normal, accelerator.device, change)
     with accelerator.autocast():
         return model(pixel_values=pixels).logits.float()
+
+
+def classify_rows(
+    accelerator: Accelerator,
+    model,
+    images: np.ndarray,
+    rows: np.ndarray,
+    normal: Normalization,
+    batch_size: int,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> np.ndarray:
+    """Logits, float64 (len(rows), 3), of these rows of `images`, in evaluation mode."""
+    model.eval()
+
+    def ask(some: np.ndarray) -> list[list[float]]:
+        return classify(accelerator, model, images[some], normal, change).tolist()
+
+    answers = answer(accelerator, in_batches(rows, batch_size), ask)
+    return np.array([answers[row] for row in rows.tolist()])
+
+
+@torch.no_grad()
+def divide_logits(model: SiglipForImageClassification, temperature: float) -> None:
+    """Divide all logits that the classifier gives by `temperature`, in its own last layer."""
+    model.classifier.weight /= temperature
+    model.classifier.bias /= temperature
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 
-from chest.compute import Normalization, answer, in_batches
+from chest.augment import change, draw_changes
+from chest.calibration import negative_log_likelihood
+from chest.compute import Normalization
 from chest.dataset import Dataset
 from chest.errors import ParameterError
 from chest.labels import LABELS
@@ -19,7 +22,7 @@ from chest.metrics import classification_metrics
 from chest.params import FinetuneSiglip
 from chest.predictions import CURVE_COLUMNS
 from chest.progress import progress
-from chest.siglip import classify
+from chest.siglip import classify, classify_rows
 
 MAX_GRADIENT_NORM = 1.0  # the usual guard of transformers against a single bad batch
 
@@ -60,10 +63,23 @@ def sampling_weights(table: pd.DataFrame, balance: str) -> torch.Tensor | None:
     ``class`` makes the classes equally frequent, ``class_modality`` the classes of each modality
     that has them (COVID-19 CT, normal CT, normal X-ray, tuberculosis X-ray).
     """
-    if balance == "none":
+    if balance not in ("class", "class_modality"):
         return None
     group = table["label"] if balance == "class" else table["label"] + "/" + table["modality"]
     return torch.from_numpy(1.0 / group.groupby(group).transform("size").to_numpy(np.float64))
+
+
+def logit_adjustment(targets: np.ndarray, balance: str) -> torch.Tensor:
+    """What is added to the logits in the training loss alone, float32 (3,).
+
+    With ``logit_adjusted`` the logarithm of each class's share of the training images, so that the
+    logits themselves minimise the balanced error (Menon et al. 2021, arXiv:2007.07314, with tau 1);
+    a class that has no image counts as one. Else zeros.
+    """
+    if balance != "logit_adjusted":
+        return torch.zeros(len(LABELS))
+    counts = np.maximum(np.bincount(targets, minlength=len(LABELS)), 1)
+    return torch.tensor(np.log(counts / counts.sum()), dtype=torch.float32)
 
 
 def draw_epoch(
@@ -123,6 +139,7 @@ def train(task: Task, seed: int, log: Callable[[dict], None]) -> tuple[pd.DataFr
     rows = task.data.rows("train")
     plan = make_plan(settings, len(rows), accelerator.num_processes)
     weights = sampling_weights(task.data.table.iloc[rows], settings.balance)
+    adjustment = logit_adjustment(task.data.targets()[rows], settings.balance)
     generator = torch.Generator().manual_seed(seed)  # the same in every process
     optimizer = make_optimizer(model, settings)
     schedule = get_cosine_schedule_with_warmup(optimizer, plan.warmup, plan.total)
@@ -130,7 +147,7 @@ def train(task: Task, seed: int, log: Callable[[dict], None]) -> tuple[pd.DataFr
     curve, best, kept = [], None, {}
     for epoch in range(1, plan.epochs + 1):
         drawn = rows[draw_epoch(weights, len(rows), plan, settings.batch_size, generator)]
-        losses = train_epoch(task, parallel, optimizer, schedule, drawn)
+        losses = train_epoch(task, parallel, optimizer, schedule, drawn, adjustment, generator)
         curve.append({"epoch": epoch, **losses, **validate(task)})
         score = (curve[-1]["val_uar"], -curve[-1]["val_loss"])
         if best is None or score > best[0]:
@@ -142,22 +159,36 @@ def train(task: Task, seed: int, log: Callable[[dict], None]) -> tuple[pd.DataFr
     return pd.DataFrame(curve)[list(CURVE_COLUMNS)], best[1]
 
 
-def train_epoch(task: Task, parallel: nn.Module, optimizer, schedule, drawn: np.ndarray) -> dict:
+def train_epoch(
+    task: Task,
+    parallel: nn.Module,
+    optimizer,
+    schedule,
+    drawn: np.ndarray,
+    adjustment: torch.Tensor,
+    generator: torch.Generator,
+) -> dict:
     """One optimizer step for each batch of rows in `drawn`, (steps, batch size).
 
-    `parallel` is the model as accelerate prepared it. Each process takes its part of each batch;
-    the gradients are those of the whole batch. Returns the mean loss and the last learning rate.
+    `parallel` is the model as accelerate prepared it; `adjustment`, (3,), is added to its logits in
+    the loss; `generator` draws the augmentation. Each process takes its part of each batch; the
+    gradients are those of the whole batch. Returns the mean loss and the last learning rate.
     """
-    accelerator = task.accelerator
+    accelerator, augment = task.accelerator, task.settings.augment
     targets = torch.tensor(task.data.targets(), device=accelerator.device)
+    adjustment = adjustment.to(accelerator.device)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
     parallel.train()
     losses, rate = [], 0.0
     silent = not accelerator.is_main_process
     for batch in progress(drawn, "steps", len(drawn), silent):
         rate = schedule.get_last_lr()[0]
-        mine = batch[accelerator.process_index :: accelerator.num_processes]
-        logits = classify(accelerator, parallel, task.data.images[mine], task.normal)
-        loss = functional.cross_entropy(logits, targets[mine])
+        mine, augmented = batch[share], None
+        if augment is not None:
+            changes = draw_changes(augment, len(batch), generator)[share].to(accelerator.device)
+            augmented = partial(change, changes=changes)
+        logits = classify(accelerator, parallel, task.data.images[mine], task.normal, augmented)
+        loss = functional.cross_entropy(logits + adjustment, targets[mine])
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parallel.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
@@ -171,26 +202,19 @@ def train_epoch(task: Task, parallel: nn.Module, optimizer, schedule, drawn: np.
 def validate(task: Task) -> dict[str, float]:
     """Loss, UAR and WAR on the validation split as it is, without balancing."""
     rows = task.data.rows("val")
-    probabilities = predict(task, rows)
+    logits = predict(task, rows)
     actual = task.data.targets()[rows]
-    told = np.maximum(probabilities[np.arange(len(rows)), actual], np.finfo(np.float32).tiny)
     names = np.array(LABELS, dtype=object)
-    metrics = classification_metrics(names[actual], names[probabilities.argmax(1)])
+    metrics = classification_metrics(names[actual], names[logits.argmax(1)])
     return {
-        "val_loss": float(-np.log(told).mean()),
+        "val_loss": negative_log_likelihood(logits, actual),
         "val_uar": metrics["uar"],
         "val_war": metrics["war"],
     }
 
 
 def predict(task: Task, rows: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, float64 (len(rows), 3), in evaluation mode."""
-    task.model.eval()
-
-    def ask(some: np.ndarray) -> list[list[float]]:
-        images = task.data.images[some]
-        return classify(task.accelerator, task.model, images, task.normal).softmax(1).tolist()
-
+    """Logits of the classes, float64 (len(rows), 3), in evaluation mode."""
     # Twice the training batch: no gradients are kept.
-    answers = answer(task.accelerator, in_batches(rows, 2 * task.settings.batch_size), ask)
-    return np.array([answers[row] for row in rows.tolist()])
+    size = 2 * task.settings.batch_size
+    return classify_rows(task.accelerator, task.model, task.data.images, rows, task.normal, size)

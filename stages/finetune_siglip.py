@@ -13,21 +13,21 @@ Writes  models/finetune_siglip/                 weights of the best epoch, as fr
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from dvclive import Live
+from scipy.special import softmax
 
 from chest import predictions
+from chest.calibration import fit_temperature
 from chest.compute import find_checkpoint, load_normalization, record, start
 from chest.dataset import read_dataset
 from chest.errors import run
 from chest.files import replacing, write_table
 from chest.params import load_params
-from chest.siglip import load_classifier, save_classifier
+from chest.siglip import TRAINED, divide_logits, load_classifier, save_classifier
 from chest.training import Task, predict, train
 
 SYSTEM = "finetune_siglip"
-MODEL = Path("models") / SYSTEM
 
 
 def main() -> None:
@@ -43,22 +43,41 @@ def main() -> None:
     with live_curve(accelerator.is_main_process) as log:
         curve, best_epoch = train(task, params.seed, log)
 
-    # 2. Answer validation and test.
+    # 2. Calibrate on the validation split; answer validation and test.
+    temperature = calibrate(task)
     rows = data.rows("val", "test")
-    answers = predict(task, rows)
+    answers = softmax(predict(task, rows), axis=1)
 
     # 3. Write everything.
     if accelerator.is_main_process:
-        with replacing(MODEL) as folder:
+        with replacing(TRAINED) as folder:
             save_classifier(model, task.normal, folder)
         write_table(predictions.curve_path_of(SYSTEM), curve, float_format="%.6g")
         made_by = record(accelerator, source, model, params.seed, len(rows))
         predictions.write(
             SYSTEM,
             predictions.tabulate(data.table.iloc[rows], answers),
-            {**made_by, "trained_on": len(data.rows("train")), "best_epoch": best_epoch},
+            {
+                **made_by,
+                "trained_on": len(data.rows("train")),
+                "best_epoch": best_epoch,
+                "temperature": round(temperature, 4),
+            },
         )
     accelerator.end_training()
+
+
+def calibrate(task: Task) -> float:
+    """Divide the model's logits by the temperature that fits the validation split best.
+
+    Returns it; 1.0 where `calibrate` is none, and the logits stay as they are.
+    """
+    if task.settings.calibrate == "none":
+        return 1.0
+    rows = task.data.rows("val")
+    temperature = fit_temperature(predict(task, rows), task.data.targets()[rows])
+    divide_logits(task.model, temperature)
+    return temperature
 
 
 @contextmanager

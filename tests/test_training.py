@@ -1,6 +1,7 @@
 """Fine-tuning: plan, sampler, optimizer, schedule, and which epoch remains."""
 
 import math
+from itertools import count
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from chest.training import (
     Plan,
     Task,
     draw_epoch,
+    logit_adjustment,
     make_optimizer,
     make_plan,
     predict,
@@ -31,7 +33,8 @@ from chest.training import (
 def settings(**changes):
     values = {
         "checkpoint": "x", "revision": "main", "batch_size": 8, "lr": 1e-3, "warmup_steps": 3,
-        "epochs": 3, "weight_decay": 0.01, "balance": "class_modality",
+        "epochs": 3, "weight_decay": 0.01, "balance": "class_modality", "augment": None,
+        "calibrate": "none",
     }  # fmt: skip
     return FinetuneSiglip(**{**values, **changes})
 
@@ -99,6 +102,17 @@ def test_without_balance_each_image_comes_once():
     assert set(padded.ravel()) == set(range(100))
 
 
+def test_the_adjustment_is_the_logarithm_of_the_class_shares():
+    targets = TABLE["label"].map(LABELS.index).to_numpy()
+    found = logit_adjustment(targets, "logit_adjusted").exp()
+    assert found.tolist() == pytest.approx([0.6, 0.35, 0.05])
+    assert sampling_weights(TABLE, "logit_adjusted") is None
+    for balance in ("none", "class", "class_modality"):
+        assert logit_adjustment(targets, balance).tolist() == [0, 0, 0]
+    # A class without images: no logarithm of 0.
+    assert logit_adjustment(np.array([0, 0, 1]), "logit_adjusted").isfinite().all()
+
+
 # --- Optimizer -------------------------------------------------------------------------------
 
 
@@ -149,9 +163,9 @@ def test_it_learns_and_the_curve_says_so(checkpoints, data):
     assert list(curve["epoch"]) == [1, 2, 3, 4, 5, 6]
     assert pd.DataFrame(logged)[list(CURVE_COLUMNS)].equals(curve)
     assert curve["train_loss"].iloc[-1] < curve["train_loss"].iloc[0] / 2
-    probabilities = predict(task, data.rows("test"))
-    assert (probabilities.argmax(1) == data.targets()[data.rows("test")]).mean() > 0.9
-    assert probabilities.sum(1) == pytest.approx(np.ones(12))
+    logits = predict(task, data.rows("test"))
+    assert logits.shape == (12, 3)
+    assert (logits.argmax(1) == data.targets()[data.rows("test")]).mean() > 0.9
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine(checkpoints, data):
@@ -182,9 +196,9 @@ def test_only_training_images_are_learned_from(checkpoints, data, monkeypatch):
     learned = []
     train_epoch = training.train_epoch
 
-    def spy(task, parallel, optimizer, schedule, drawn):
+    def spy(task, parallel, optimizer, schedule, drawn, *others):
         learned.extend(drawn.ravel().tolist())
-        return train_epoch(task, parallel, optimizer, schedule, drawn)
+        return train_epoch(task, parallel, optimizer, schedule, drawn, *others)
 
     monkeypatch.setattr(training, "train_epoch", spy)
     run(checkpoints, data)
@@ -197,3 +211,30 @@ def test_the_same_seed_gives_the_same_run(checkpoints, data):
     assert curve.equals(again)
     rows = data.rows("test")
     assert np.array_equal(predict(first, rows), predict(second, rows))
+
+
+def test_the_adjusted_loss_takes_the_classes_shares_out_of_the_logits(checkpoints, monkeypatch):
+    # Pictures that tell nothing, eleven of one class to one of the other: all there is to learn is
+    # how common a class is.
+    label = np.array(["covid19"] * 44 + ["tuberculosis"] * 4)
+    split = np.resize(["train", "val"], 48)
+    table = pd.DataFrame({"image_id": range(48), "label": label, "modality": "ct", "split": split})
+    images = np.random.default_rng(0).integers(0, 256, (48, 224, 224)).astype(np.uint8)
+    rising = count()  # the last epoch is the best one
+    monkeypatch.setattr(
+        training, "validate", lambda _: {"val_loss": 0, "val_uar": next(rising), "val_war": 0}
+    )
+    odds = {}
+    for balance in ("none", "logit_adjusted"):
+        task, *_ = run(checkpoints, Dataset(table, images), balance=balance, epochs=8)
+        covid19, _, tuberculosis = predict(task, np.arange(48)).mean(0)
+        odds[balance] = tuberculosis - covid19
+    assert odds["none"] < -1
+    assert odds["logit_adjusted"] - odds["none"] == pytest.approx(math.log(11), abs=1)
+
+
+def test_augmented_training_is_repeatable_and_another(checkpoints, data):
+    light = {"rotate": 10.0, "shift": 0.05, "scale": 0.1, "contrast": 0.2}
+    plain, augmented, again = (run(checkpoints, data, augment=a)[1] for a in (None, light, light))
+    assert augmented.equals(again)
+    assert not augmented.equals(plain)
