@@ -45,10 +45,15 @@ def write_table(path: str | Path, table: pd.DataFrame, float_format: str | None 
         table.to_csv(partial, index=False, lineterminator="\n", float_format=float_format)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` in UTF-8."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, content: object) -> None:
     """Write `content` as indented json with keys in their order."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:

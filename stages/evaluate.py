@@ -1,15 +1,23 @@
 """Score what the systems answered on the test split, and draw it.
 
-Reads   data/predictions/*, data/training/finetune_siglip.csv, data/manifest.csv, data/images.npy,
-        data/split.csv
-Writes  metrics/test.json   of each system, on the test split: UAR, WAR, macro averages, and recall,
-                            precision and F1 of each class
-        metrics/all.json    the same over all images, for systems that answered all of them
-        metrics/runs.json   how each came about: checkpoint, commit, device, n, seed, versions
-        plots/*.csv         what `dvc plots` draws: confusion_<system>, recall, training
-        plots/*.png         the same drawn: confusion, recall, training
-        plots/sheets/       pictures that show images of the collections (never in Git): a contact
-                            sheet, and the worst mistakes of the fine-tuned system
+Reads   data/predictions/, data/training/finetune_siglip.csv, data/audit/, data/manifest.csv,
+        data/images.npy, data/split.csv
+Writes  metrics/test.json       UAR, WAR and recalls with their 95 % intervals, macro averages,
+                                precision and F1 of each system
+        metrics/within.json     UAR and recalls within CT, within X-ray, and within each site
+        metrics/ranking.json    AUROC, operating points, calibration error, Brier score
+        metrics/probes.json     the fine-tuned system where only a part of the image is visible
+        metrics/audit.json      what the splits share
+        metrics/all.json        the figures of test.json over all images, for systems that answered
+                                all of them
+        metrics/*.csv           tables for a reviewer: within (all groups, those of one class too),
+                                audit (images and patients by split), near_duplicates
+        metrics/runs.json       how each came about: checkpoint, commit, device, n, seed, versions
+        metrics/*.md            model_card and claim (a checklist), filled from all that
+        plots/*.csv             what `dvc plots` draws: confusion_<system>, recall, uar, probes,
+                                reliability, training
+        plots/*.png             the same drawn
+        plots/sheets/           pictures that show images of the collections (never in Git)
 
 All metrics come from the predictions' files, none from weights: this stage alone writes what Git
 tracks, and needs no GPU.
@@ -22,25 +30,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chest import predictions
-from chest.charts import (
-    draw_confusions,
-    draw_contact_sheet,
-    draw_mistakes,
-    draw_recalls,
-    draw_training,
-)
+from chest import audit, card, charts, predictions, scores
+from chest.calibration import reliability
 from chest.dataset import Dataset, read_dataset
 from chest.errors import InputError, Problem, run
-from chest.files import read_table, replacing, write_json, write_table
-from chest.labels import SPLITS, SYSTEM_NAMES, SYSTEMS
-from chest.metrics import classification_metrics, rounded
+from chest.files import read_table, replacing, write_json, write_table, write_text
+from chest.intervals import intervals
+from chest.labels import LABELS, PROBES, SPLITS, SYSTEM_NAMES, SYSTEMS
+from chest.metrics import rounded
 from chest.params import load_params
 from chest.predictions import CURVE_COLUMNS, curve_path_of
+from chest.regions import visible_region
+from chest.within import nest_within, score_within, tabulate_within
 
 METRICS = Path("metrics")
 PLOTS = Path("plots")
 TRAINED = "finetune_siglip"
+CLOSEST = 20  # near-duplicate pairs in the table that Git tracks; all are in data/audit
 
 NOTES = {
     "phantom": "Drawn phantoms: no image of a person.",
@@ -52,35 +58,84 @@ def main() -> None:
     params = load_params()
     data = read_dataset()
     records = {system: predictions.read_record(system) for system in SYSTEMS}
-    answers = {system: predictions.read(system, data.table) for system in SYSTEMS}
+    answers = {system: read_answers(system, data.table) for system in SYSTEMS}
     test = {system: of_split(system, table, "test") for system, table in answers.items()}
+    probed = {p: read_answers(p, data.table, predictions.PROBES) for p in PROBES}
+    probed = {"everything": test[TRAINED]} | probed
     names = {system: display_name(system, record) for system, record in records.items()}
     curve = read_table(curve_path_of(TRAINED), CURVE_COLUMNS).apply(pd.to_numeric)
+    twins = audit.read_near_duplicates()
+    leaks = audit.leak_counts(data.table, twins)
 
-    # 1. Metrics.
-    write_json(METRICS / "test.json", score(test))
+    # 1. Figures: values and intervals of each system, over all test images and within groups.
+    found = {system: intervals(table, params.seed) for system, table in test.items()}
+    groups = {system: score_within(table, params.seed) for system, table in test.items()}
+    recalls = pd.DataFrame(
+        [row for s in SYSTEMS for row in scores.recall_rows(s, test[s], found[s])]
+    )
+    uars = pd.DataFrame(
+        [row for s in SYSTEMS for row in scores.uar_rows("system", s, test[s], found[s], groups[s])]
+    )
+    probes = tabulate_probes(probed, params.seed)
+
+    # 2. Metrics, nested as `dvc metrics` wants them, and tables for a reviewer.
     complete = {s: table for s, table in answers.items() if set(table["split"]) == set(SPLITS)}
-    write_json(METRICS / "all.json", score(complete))
+    write_metrics("test", {s: scores.headline(test[s], found[s]) for s in SYSTEMS})
+    write_metrics("within", {s: {"within": nest_within(groups[s])} for s in SYSTEMS})
+    write_metrics("ranking", {s: scores.ranking(test[s]) for s in SYSTEMS})
+    write_metrics("probes", {TRAINED: {"probes": nest_probes(probes)}})
+    write_metrics("audit", {"audit": leaks})
+    write_metrics("all", {
+        s: {"all_images": scores.headline(table, intervals(table, params.seed))}
+        for s, table in complete.items()
+    })  # fmt: skip
+    within = pd.concat([tabulate_within(s, groups[s]) for s in SYSTEMS])
+    write_table(METRICS / "within.csv", within)
+    write_table(METRICS / "audit.csv", audit.composition(data.table))
+    write_table(METRICS / "near_duplicates.csv", audit.worst_pairs(twins, CLOSEST))
     write_json(METRICS / "runs.json", records)
 
-    # 2. What `dvc plots` draws.
+    # 3. What `dvc plots` draws, and the same drawn.
     for system, table in test.items():
         write_table(PLOTS / f"confusion_{system}.csv", table[["actual", "predicted"]])
-    recalls = tabulate_recalls(test)
-    write_table(PLOTS / "recall.csv", recalls)
-    write_table(PLOTS / "training.csv", curve)
+    trained = test[TRAINED]
+    bins = reliability(
+        trained[list(LABELS)].to_numpy(), trained["predicted"].to_numpy(),
+        trained["actual"].to_numpy(),
+    )  # fmt: skip
+    drawn = {"recall": recalls, "uar": uars, "probes": probes, "reliability": bins.round(4),
+             "training": curve}  # fmt: skip
+    for name, table in drawn.items():
+        write_table(PLOTS / f"{name}.csv", table)
+    charts.draw_confusions(PLOTS / "confusion.png", test, names)
+    charts.draw_recalls(PLOTS / "recall.png", recalls, names)
+    charts.draw_uars(PLOTS / "uar.png", uars, names)
+    charts.draw_probes(PLOTS / "probes.png", probes, names[TRAINED])
+    charts.draw_reliability(PLOTS / "reliability.png", drawn["reliability"], names[TRAINED])
+    charts.draw_training(PLOTS / "training.png", curve, records[TRAINED]["best_epoch"])
 
-    # 3. Charts, and pictures that show images.
-    draw_confusions(PLOTS / "confusion.png", test, names)
-    draw_recalls(PLOTS / "recall.png", recalls, names)
-    draw_training(PLOTS / "training.png", curve, records[TRAINED]["best_epoch"])
+    # 4. Pictures that show images.
     with replacing(PLOTS / "sheets") as folder:
         folder.mkdir()
         note = NOTES[params.profile]
-        draw_contact_sheet(folder / "contact_sheet.png", data.images, data.table, note)
-        wrong = worst_mistakes(test[TRAINED], data)
-        title = f"{names[TRAINED]}: {len(wrong)} of {len(test[TRAINED])} test images wrong. {note}"
-        draw_mistakes(folder / "mistakes.png", data.images, wrong, title)
+        charts.draw_contact_sheet(folder / "contact_sheet.png", data.images, data.table, note)
+        wrong = worst_mistakes(trained, data)
+        title = f"{names[TRAINED]}: {len(wrong)} of {len(trained)} test images wrong. {note}"
+        charts.draw_mistakes(folder / "mistakes.png", data.images, wrong, title)
+        regions = {probe: visible_region(probe, data.images.shape[1]) for probe in PROBES}
+        charts.draw_probe_regions(folder / "probes.png", data.images, data.table, note, regions)
+
+    # 5. The card and the checklist.
+    told = card.Run(params, records, names, data.table, uars, recalls, probes, within, leaks,
+                    scores.ranking(trained))  # fmt: skip
+    for document in ("model_card.md", "claim.md"):
+        write_text(METRICS / document, card.render(document, told))
+
+
+def read_answers(system: str, labelled: pd.DataFrame, folder: Path = predictions.FOLDER):
+    """The predictions of `system` with patient_id, modality and site of each image."""
+    columns = ["image_id", "patient_id", "modality", "site"]
+    return predictions.read(system, labelled, folder).merge(labelled[columns], on="image_id")
 
 
 def of_split(system: str, table: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -89,7 +144,7 @@ def of_split(system: str, table: pd.DataFrame, split: str) -> pd.DataFrame:
     if chosen.empty:
         path, remedy = predictions.path_of(system), f"run `dvc repro {system}` to make it again"
         raise InputError([Problem(path, f"no answer of {split}", "all of its images", remedy)])
-    return chosen
+    return chosen.reset_index(drop=True)
 
 
 def display_name(system: str, record: dict) -> str:
@@ -100,38 +155,38 @@ def display_name(system: str, record: dict) -> str:
     return f"{SYSTEM_NAMES[system]} ({how})"
 
 
-def score(answers: dict[str, pd.DataFrame]) -> dict:
-    """The metrics of each system, floats of 4 places."""
-    return {
-        system: rounded(classification_metrics(table["actual"], table["predicted"]))
-        for system, table in answers.items()
-    }
+def tabulate_probes(probed: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """UAR over all images and within each modality for each probe: ``plots/probes.csv``."""
+    return pd.DataFrame([
+        row
+        for probe, table in probed.items()
+        for row in scores.uar_rows(
+            "probe", probe, table, intervals(table, seed), score_within(table, seed)
+        )
+    ])  # fmt: skip
 
 
-def tabulate_recalls(answers: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row for each system and class: its recall (4 places), and how many images it is of.
+def nest_probes(probes: pd.DataFrame) -> dict:
+    """{probe: {uar, uar_ct, uar_xray}} of ``plots/probes.csv``."""
+    nested: dict = {}
+    for row in probes.itertuples():
+        key = "uar" if row.within == scores.ALL else f"uar_{row.within}"
+        nested.setdefault(row.probe, {})[key] = row.uar
+    return nested
 
-    ``bar`` names both: in `dvc plots` a bar has one name, the same in every revision.
-    """
-    rows = [
-        {"system": system, "class": label, "recall": recall,
-         "n": int((table["actual"] == label).sum()),
-         "bar": f"{system}: {label}"}
-        for system, table in answers.items()
-        for label, recall in score({system: table})[system]["recall"].items()
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+
+def write_metrics(name: str, metrics: dict) -> None:
+    """Write metrics/`name`.json: nested floats of 4 places."""
+    write_json(METRICS / f"{name}.json", rounded(metrics))
 
 
 def worst_mistakes(table: pd.DataFrame, data: Dataset) -> pd.DataFrame:
     """Wrong answers, the truth's least probable first: what `draw_mistakes` reads."""
     row_of = pd.Series(np.arange(len(data.table)), data.table["image_id"])
-    rows = row_of[table["image_id"]].to_numpy()
     listed = table.assign(
-        row=rows,
+        row=row_of[table["image_id"]].to_numpy(),
         probability=[row.get(row["predicted"], np.nan) for row in table.to_dict("records")],
         truth=[row[row["actual"]] for row in table.to_dict("records")],
-        site=data.table["site"].to_numpy()[rows],
     )
     wrong = listed[listed["actual"] != listed["predicted"]]
     return wrong.sort_values(["truth", "image_id"], ignore_index=True)

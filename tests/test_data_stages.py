@@ -251,7 +251,7 @@ def test_the_data_stages_load_no_deep_learning_library(place):
         import runpy, sys
         runpy.run_path(sys.argv[1])
         print({"torch", "transformers"} & {*sys.modules})"""
-    for stage in ("extract_slices", "build_manifest", "split", "evaluate"):
+    for stage in ("extract_slices", "build_manifest", "split", "audit", "floors", "evaluate"):
         script = ROOT / "stages" / f"{stage}.py"
         done = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True)
         assert done.stdout.strip() == "set()", done.stderr

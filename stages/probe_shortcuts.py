@@ -1,0 +1,65 @@
+"""Let the fine-tuned SigLIP answer test images of which only a part is visible.
+
+A model that still answers well with the lungs hidden has learned the scanner, not the disease.
+
+Reads   data/manifest.csv, data/images.npy, data/split.csv, models/finetune_siglip/
+Writes  data/predictions/probes/<probe>.csv     one row an image of the test split
+        data/predictions/probes/<probe>.json    device, precision, seed, versions
+
+    python stages/probe_shortcuts.py        (or: dvc repro probe_shortcuts)
+    accelerate launch stages/probe_shortcuts.py        on several GPUs
+"""
+
+from collections.abc import Callable
+
+import torch
+from scipy.special import softmax
+
+from chest import predictions
+from chest.compute import find_checkpoint, load_normalization, record, start
+from chest.dataset import read_dataset
+from chest.errors import run
+from chest.files import replacing
+from chest.labels import PROBES
+from chest.params import load_params
+from chest.regions import HIDDEN, visible_region
+from chest.siglip import TRAINED, classify_rows, load_trained
+
+
+def main() -> None:
+    params = load_params()
+    data = read_dataset()
+    accelerator = start(params.seed)
+    source = find_checkpoint(str(TRAINED), "main")
+    model, normal = load_trained(source, params.image_size), load_normalization(source)
+    model.to(accelerator.device)
+    rows = data.rows("test")
+    size = 2 * params.chosen.finetune_siglip.batch_size
+    answers = {
+        probe: softmax(
+            classify_rows(accelerator, model, data.images, rows, normal, size, hide(probe)), axis=1
+        )
+        for probe in PROBES
+    }
+    if accelerator.is_main_process:
+        made_by = record(accelerator, source, model, params.seed, len(rows))
+        with replacing(predictions.PROBES) as folder:
+            folder.mkdir()
+            for probe, probabilities in answers.items():
+                table = predictions.tabulate(data.table.iloc[rows], probabilities)
+                predictions.write(probe, table, made_by, folder)
+    accelerator.end_training()
+
+
+def hide(probe: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that hides from grey images, (B, 1, side, side), what the probe does not show."""
+
+    def change(images: torch.Tensor) -> torch.Tensor:
+        visible = torch.from_numpy(visible_region(probe, images.shape[-1]))
+        return torch.where(visible.to(images.device), images, HIDDEN)
+
+    return change
+
+
+if __name__ == "__main__":
+    run(main)
