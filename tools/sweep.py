@@ -1,0 +1,230 @@
+"""Run variations over several seeds, and report the mean and spread of each in one table.
+
+Each run is a DVC experiment (`dvc exp show` lists them as sweep-…). One that is already there is
+not run again, so that an interrupted sweep goes on where it was. The runs take place in the working
+directory, which must hold no uncommitted change, and is put back at the end.
+
+    python tools/sweep.py --seeds 1 2 3
+    python tools/sweep.py --seeds 1 2 3 --vary split.group=patient,image
+    python tools/sweep.py --seeds 1 2 3 --vary phantom.finetune_siglip.lr=5.0e-4,1.0e-3,2.0e-3
+    python tools/sweep.py --seeds 1 2 3 -S profile=study --vary study.finetune_siglip.lr=1e-5,2e-5
+
+A metric is named as `dvc metrics show` names it. The spread is the standard deviation between seeds
+(n - 1): a seed changes the split, the sampler and the new weights alike. With --pool the answers of
+all seeds are put together, and the 95 % intervals are by a bootstrap over patients: the doubt that
+comes of the images at hand.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import dvc.api
+import numpy as np
+import pandas as pd
+from dvc.exceptions import DvcException
+
+from chest.errors import ChestError, run
+from chest.intervals import Interval, intervals
+from chest.labels import SYSTEMS
+from chest.revisions import read_answers
+from chest.within import score_within
+
+METRICS = (
+    "finetune_siglip.uar",
+    "finetune_siglip.within.ct.uar",
+    "finetune_siglip.within.xray.uar",
+    "finetune_siglip.recall.tuberculosis",
+)
+
+
+class SweepError(ChestError):
+    """A sweep that cannot be started, or a run of it that failed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = read_options(arguments)
+    variations = [tuple(v) for v in itertools.product(*map(split_variation, options.vary))]
+    check_clean()
+    try:
+        names = {
+            (variation, seed): run_experiment([*options.set, *variation, f"seed={seed}"])
+            for variation in variations
+            for seed in options.seeds
+        }
+    finally:
+        restore()
+    print(tabulate(names, options))
+    if options.pool:
+        print()
+        print(tabulate_pooled(names, options))
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    summary, _, rest = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", required=True, metavar="N")
+    parser.add_argument(
+        "--vary", action="append", default=[], metavar="KEY=A,B",
+        help="a parameter and its values; given several times: every combination",
+    )  # fmt: skip
+    parser.add_argument(
+        "-S", "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="a parameter of all runs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metric", action="append", metavar="NAME", help=f"default: {', '.join(METRICS)}"
+    )
+    parser.add_argument(
+        "--pool", choices=SYSTEMS, metavar="SYSTEM",
+        help="also the system's figures over the answers of all seeds, with 95 %% intervals",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    if len(set(options.seeds)) < len(options.seeds):
+        parser.error("a seed twice")
+    return options
+
+
+def split_variation(text: str) -> list[str]:
+    """``key=a,b`` as ``key=a`` and ``key=b``."""
+    key, equals, values = text.partition("=")
+    if not (key and equals and all(values.split(","))):
+        raise SweepError(f"--vary {text}: expected KEY=VALUE,VALUE")
+    return [f"{key}={value}" for value in values.split(",")]
+
+
+# --- Running ---------------------------------------------------------------------------------
+
+
+def run_experiment(changes: list[str]) -> str:
+    """Run the pipeline with `changes` as a DVC experiment, unless it was; returns its name.
+
+    The name holds a digest of the changes and of the commit that they change.
+    """
+    commit = call("git", "rev-parse", "HEAD").strip()
+    digest = hashlib.sha256(json.dumps([commit, sorted(changes)]).encode()).hexdigest()
+    name = f"sweep-{digest[:10]}"
+    known = call("dvc", "exp", "list", "--name-only").split()
+    print(f"{name}: {', '.join(changes)}{' (was run)' if name in known else ''}", file=sys.stderr)
+    if name not in known:
+        settings = [part for change in changes for part in ("--set-param", change)]
+        call("dvc", "exp", "run", "--quiet", "--name", name, *settings)
+    return name
+
+
+def check_clean() -> None:
+    """Raise SweepError where the working directory holds what a run would overwrite."""
+    changed = call("git", "status", "--porcelain", "--untracked-files=no")
+    if changed:
+        raise SweepError(f"uncommitted changes; commit or stash them first:\n{changed.rstrip()}")
+
+
+def restore() -> None:
+    """Put the working directory back to its commit."""
+    call("git", "checkout", "--quiet", "--", ".")
+    call("dvc", "checkout", "--quiet", "--force", "--allow-missing")
+
+
+def call(*command: str) -> str:
+    """What a command printed; raises SweepError, with what it said, where it failed."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise SweepError(f"`{' '.join(command)}` failed:\n{said}")
+    return done.stdout
+
+
+# --- Reporting -------------------------------------------------------------------------------
+
+
+def tabulate(names: dict, options: argparse.Namespace) -> str:
+    """A Markdown table: a line for each variation, mean ± standard deviation of each metric."""
+    metrics = options.metric or METRICS
+    rows = []
+    for variation, runs in by_variation(names).items():
+        found = [read_metrics(name) for name in runs]
+        values = np.array([[look_up(one, metric) for metric in metrics] for one in found])
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(metrics), np.nan)
+        cells = [spell(mean, sd) for mean, sd in zip(values.mean(axis=0), spread, strict=True)]
+        rows.append([describe(variation), *cells])
+    seeds = ", ".join(map(str, options.seeds))
+    return markdown([f"seeds {seeds}", *metrics], rows)
+
+
+def tabulate_pooled(names: dict, options: argparse.Namespace) -> str:
+    """A Markdown table of recalls and UAR within each modality over the answers of all seeds."""
+    rows = []
+    for variation, runs in by_variation(names).items():
+        table = pd.concat([of_test(f"{name}:{options.pool}") for name in runs], ignore_index=True)
+        cells = {
+            f"{group.name} {figure}": spell_interval(interval)
+            for group in score_within(table, options.seeds[0])
+            if group.kind == "modality" and group.found
+            for figure, interval in {"UAR": group.found.uar, **group.found.recall}.items()
+        }
+        cells["all UAR"] = spell_interval(intervals(table, options.seeds[0]).uar)
+        rows.append(
+            {"pooled over seeds": describe(variation), "answers": f"{len(table):,}", **cells}
+        )
+    table = pd.DataFrame(rows).fillna("-")
+    return markdown(list(table.columns), table.to_numpy().tolist())
+
+
+def of_test(source: str) -> pd.DataFrame:
+    """The answers of a system to the test split, with patient_id, modality and site."""
+    answers = read_answers(source)
+    return answers[answers["split"] == "test"]
+
+
+def by_variation(names: dict) -> dict[tuple, list[str]]:
+    return {
+        variation: [name for (other, _), name in names.items() if other == variation]
+        for variation, _ in names
+    }
+
+
+def read_metrics(name: str) -> dict:
+    """The metrics of an experiment, of all files, as one nested dict."""
+    try:
+        return dvc.api.metrics_show(rev=name)
+    except DvcException as error:
+        raise SweepError(f"{name}: its metrics cannot be read ({error})") from None
+
+
+def look_up(metrics: dict, name: str) -> float:
+    """The metric with a dotted `name`; raises SweepError where there is none."""
+    value = metrics
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if not isinstance(value, float | int):
+        raise SweepError(f"no metric {name}; see `dvc metrics show`")
+    return float(value)
+
+
+def describe(variation: tuple[str, ...]) -> str:
+    """The last part of each key and its value: ``balance=none, lr=1e-3``."""
+    pairs = (change.partition("=")[::2] for change in variation)
+    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pairs) or "as committed"
+
+
+def spell(mean: float, spread: float) -> str:
+    return f"{mean:.3f}" if np.isnan(spread) else f"{mean:.3f} ± {spread:.3f}"
+
+
+def spell_interval(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    run(main)
