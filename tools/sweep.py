@@ -19,9 +19,11 @@ import argparse
 import hashlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import dvc.api
 import numpy as np
@@ -133,7 +135,9 @@ def restore() -> None:
 
 def call(*command: str) -> str:
     """What a command printed; raises SweepError, with what it said, where it failed."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    # The environment's own dvc and python, whether it is activated or not.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise SweepError(f"`{' '.join(command)}` failed:\n{said}")

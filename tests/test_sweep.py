@@ -1,0 +1,122 @@
+"""The sweep: every variation with every seed as a DVC experiment, mean and spread in one table."""
+
+import json
+import shutil
+
+import pytest
+from support import load_script, run_in
+
+from chest.errors import run
+
+# A pipeline of one stage: its metric is the learning rate times the seed.
+STAGE = """\
+import json
+from pathlib import Path
+import yaml
+params = yaml.safe_load(Path("params.yaml").read_text())
+Path("metrics.json").write_text(json.dumps({"a": {"uar": float(params["lr"]) * params["seed"]}}))
+"""
+PIPELINE = {
+    "stages": {
+        "score": {
+            "cmd": "python stage.py",
+            "deps": ["stage.py"],
+            "params": ["seed", "lr"],
+            "metrics": [{"metrics.json": {"cache": False}}],
+        }
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("swept")
+    run_in(folder, "git", "init", "--quiet")
+    run_in(folder, "dvc", "init", "--quiet")
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "dvc.yaml").write_text(json.dumps(PIPELINE))
+    (folder / "params.yaml").write_text("seed: 5\nlr: 0.5\n")
+    run_in(folder, "dvc", "repro", "--quiet")
+    run_in(folder, "git", "add", "--all")
+    run_in(folder, "git", "commit", "--quiet", "--message", "As it is")
+    return folder
+
+
+@pytest.fixture
+def place(made, monkeypatch):
+    monkeypatch.chdir(made)
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "Someone")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "someone@example.org")
+    return made
+
+
+def sweep(*arguments):
+    load_script("tools/sweep.py").main(arguments)
+
+
+def test_mean_and_spread_over_the_seeds_of_each_variation(place, capsys):
+    wanted = ("--seeds", "1", "3", "--vary", "lr=0.1,0.2", "--metric", "a.uar")
+    sweep(*wanted)
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "| seeds 1, 3 | a.uar |",
+        "| --- | --- |",
+        "| lr=0.1 | 0.200 ± 0.141 |",
+        "| lr=0.2 | 0.400 ± 0.283 |",
+    ]
+    assert "was run" not in printed.err
+    assert len(run_in(place, "dvc", "exp", "list", "--name-only").split()) == 4
+    # Everything is put back, and what was run is not run again.
+    assert run_in(place, "git", "status", "--porcelain") == ""
+    assert json.loads((place / "metrics.json").read_text()) == {"a": {"uar": 2.5}}
+    sweep(*wanted)
+    again = capsys.readouterr()
+    assert again.out == printed.out
+    assert again.err.count("(was run)") == 4
+
+
+def test_one_seed_has_no_spread(place, capsys):
+    sweep("--seeds", "2", "-S", "lr=0.4", "--metric", "a.uar")
+    assert "| as committed | 0.800 |" in capsys.readouterr().out
+
+
+def failed(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        run(lambda: sweep(*arguments))
+    assert end.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_uncommitted_changes_are_not_overwritten(place, capsys):
+    (place / "params.yaml").write_text("seed: 5\nlr: 0.7\n")
+    try:
+        assert "uncommitted changes" in failed(capsys, "--seeds", "1")
+        assert "0.7" in (place / "params.yaml").read_text()
+    finally:
+        run_in(place, "git", "checkout", "--quiet", "--", ".")
+
+
+def test_a_run_that_fails_is_told_and_the_rest_put_back(place, capsys):
+    message = failed(capsys, "--seeds", "1", "-S", "lr=none")
+    assert "dvc exp run" in message
+    assert run_in(place, "git", "status", "--porcelain") == ""
+
+
+def test_a_metric_that_is_not_there_is_named(place, capsys):
+    message = failed(capsys, "--seeds", "2", "-S", "lr=0.4", "--metric", "a.war")
+    assert "no metric a.war" in message
+
+
+def test_a_variation_without_values_is_refused(place, capsys):
+    for text in ("lr", "lr=", "=1", "lr=1,"):
+        assert f"--vary {text}" in failed(capsys, "--seeds", "1", "--vary", text)
+    with pytest.raises(SystemExit) as end:
+        sweep("--seeds", "1", "1")
+    assert end.value.code == 2
+
+
+def test_elsewhere_than_in_a_repository_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / ".git", ignore_errors=True)
+    assert "git status" in failed(capsys, "--seeds", "1")
