@@ -8,8 +8,10 @@ They load with the same `from_pretrained` as the real ones, and say `random_weig
 config.json, so that every result of theirs is labelled so.
 
     python data/make_checkpoints.py        (or: dvc repro data/dvc.yaml:make_checkpoints)
+    python data/make_checkpoints.py --into data/checkpoints/study/scratch --side 112 --patch 14
 """
 
+import argparse
 import io
 import json
 from pathlib import Path
@@ -77,17 +79,28 @@ CHAT_TEMPLATE = """\
 """
 
 
-def main(folder: Path = CHECKPOINTS) -> None:
+def main(folder: Path = CHECKPOINTS, side: int = 224, patch: int = 28) -> None:
+    """Write both below `folder`; SigLIP's images have `side` px, and its patches `patch`."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name, make in (("siglip", make_siglip), ("qwen", make_qwen)):
-        with replacing(folder / name) as partial:
-            partial.mkdir()
-            make(partial)
+    with replacing(folder / "siglip") as partial:
+        partial.mkdir()
+        make_siglip(partial, side, patch)
+    with replacing(folder / "qwen") as partial:
+        partial.mkdir()
+        make_qwen(partial)
 
 
-def make_siglip(folder: Path) -> None:
-    """SigLIP with a vision tower of 0.4 million parameters that trains on a CPU in minutes."""
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--into", type=Path, default=CHECKPOINTS, metavar="FOLDER")
+    parser.add_argument("--side", type=int, default=224, metavar="PX", help="of SigLIP's images")
+    parser.add_argument("--patch", type=int, default=28, metavar="PX", help="of SigLIP's patches")
+    return parser.parse_args()
+
+
+def make_siglip(folder: Path, side: int, patch: int) -> None:
+    """SigLIP with a vision tower of under half a million parameters, for minutes on a CPU."""
     entries = write_sentencepiece(folder / "spiece.model")
     SiglipTokenizer(str(folder / "spiece.model"), model_max_length=64).save_pretrained(folder)
     tower = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4}
@@ -102,12 +115,12 @@ def make_siglip(folder: Path) -> None:
             "eos_token_id": 1,
             "pad_token_id": 1,
         },
-        vision_config=tower | {"num_hidden_layers": 4, "image_size": 224, "patch_size": 28},
+        vision_config=tower | {"num_hidden_layers": 4, "image_size": side, "patch_size": patch},
         random_weights=True,
     )
     torch.manual_seed(SEED)
     SiglipModel(config).save_pretrained(folder)
-    size = {"height": 224, "width": 224}
+    size = {"height": side, "width": side}
     write_preprocessor(folder, "SiglipImageProcessor", [0.5] * 3, [0.5] * 3, {"size": size})
 
 
@@ -213,4 +226,5 @@ def write_preprocessor(
 
 
 if __name__ == "__main__":
-    main()
+    options = read_options()
+    main(options.into, options.side, options.patch)
