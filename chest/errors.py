@@ -57,6 +57,18 @@ def printable(text: object) -> str:
     )
 
 
+def run_stage(main: Callable[[], None]) -> None:
+    """As `run`, for a script without arguments: `--help` prints its docstring."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & {*arguments}:
+        print(main.__globals__["__doc__"].rstrip())
+    elif arguments:
+        print(f"ERROR: {arguments[0]}: a stage takes no argument; see params.yaml", file=sys.stderr)
+        raise SystemExit(2)
+    else:
+        run(main)
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; a ChestError ends it with its message and exit code 1."""
     try:

@@ -26,6 +26,7 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from chest.errors import run_stage
 from chest.files import replacing
 from chest.progress import workers
 
@@ -474,4 +475,4 @@ def write_xray_table(patients: list[Patient], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

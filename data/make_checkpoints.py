@@ -92,7 +92,9 @@ def main(folder: Path = CHECKPOINTS, side: int = 224, patch: int = 28) -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--into", type=Path, default=CHECKPOINTS, metavar="FOLDER")
     parser.add_argument("--side", type=int, default=224, metavar="PX", help="of SigLIP's images")
     parser.add_argument("--patch", type=int, default=28, metavar="PX", help="of SigLIP's patches")

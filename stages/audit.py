@@ -18,7 +18,7 @@ from chest.audit import (
     perceptual_hashes,
 )
 from chest.dataset import read_dataset
-from chest.errors import run
+from chest.errors import run_stage
 from chest.files import replacing, write_table
 
 
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

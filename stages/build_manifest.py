@@ -33,7 +33,7 @@ from chest.dataset import (
     SLICE_INDEX,
     SLICES,
 )
-from chest.errors import InputError, Problem, refuse, run
+from chest.errors import InputError, Problem, refuse, run_stage
 from chest.files import read_table, replacing, write_table
 from chest.images import Grey, ImageError, read_grey
 from chest.labels import LABELS
@@ -138,4 +138,4 @@ def contradictions(manifest: pd.DataFrame) -> list[Problem]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -33,7 +33,7 @@ import pandas as pd
 from chest import audit, card, charts, predictions, scores
 from chest.calibration import reliability
 from chest.dataset import Dataset, read_dataset
-from chest.errors import InputError, Problem, run
+from chest.errors import InputError, Problem, run_stage
 from chest.files import read_table, replacing, write_json, write_table, write_text
 from chest.intervals import intervals
 from chest.labels import LABELS, PROBES, SPLITS, SYSTEM_NAMES, SYSTEMS
@@ -193,4 +193,4 @@ def worst_mistakes(table: pd.DataFrame, data: Dataset) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

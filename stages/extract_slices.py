@@ -15,7 +15,7 @@ from PIL import Image
 
 from chest.collections import CT_VOLUMES, Item, find_collections, read_ct_volumes
 from chest.dataset import SLICE_COLUMNS, SLICE_INDEX, SLICES
-from chest.errors import Problem, refuse, run
+from chest.errors import Problem, refuse, run_stage
 from chest.files import replacing, write_table
 from chest.params import Slices, load_params
 from chest.progress import progress, workers
@@ -79,4 +79,4 @@ def cut(volume: Item, folder: Path, slices: Slices, problems: list[Problem]) -> 
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -21,7 +21,7 @@ from chest import predictions
 from chest.calibration import fit_temperature
 from chest.compute import find_checkpoint, load_normalization, record, start
 from chest.dataset import read_dataset
-from chest.errors import run
+from chest.errors import run_stage
 from chest.files import replacing, write_table
 from chest.params import load_params
 from chest.siglip import TRAINED, divide_logits, load_classifier, save_classifier
@@ -98,4 +98,4 @@ def live_curve(shown: bool) -> Iterator[Callable[[dict], None]]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

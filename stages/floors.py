@@ -9,7 +9,7 @@ Writes  data/predictions/floor_site.csv, floor_modality.csv      one row an imag
 
 from chest import predictions
 from chest.dataset import read_labelled
-from chest.errors import run
+from chest.errors import run_stage
 from chest.floors import FLOORS, commonest_class
 
 
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -18,7 +18,7 @@ from scipy.special import softmax
 from chest import predictions
 from chest.compute import find_checkpoint, load_normalization, record, start
 from chest.dataset import read_dataset
-from chest.errors import run
+from chest.errors import run_stage
 from chest.files import replacing
 from chest.labels import PROBES
 from chest.params import load_params
@@ -62,4 +62,4 @@ def hide(probe: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -13,7 +13,7 @@ writes. With `split.group: image` it does what the published study did, and says
 import pandas as pd
 
 from chest.dataset import SPLIT, read_manifest
-from chest.errors import run
+from chest.errors import run_stage
 from chest.files import write_table
 from chest.params import load_params
 from chest.splitting import assign_splits, check_split, share_table, shared_between_splits
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -14,7 +14,7 @@ import torch
 from chest import predictions
 from chest.compute import answer, find_checkpoint, in_batches, record, start
 from chest.dataset import Dataset, read_dataset
-from chest.errors import run
+from chest.errors import run_stage
 from chest.labels import LABELS, MODALITIES, SPLITS
 from chest.params import Params, load_params
 from chest.qwen import (
@@ -80,4 +80,4 @@ def ask(
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -19,7 +19,7 @@ from chest.compute import (
     to_pixels,
 )
 from chest.dataset import read_dataset
-from chest.errors import run
+from chest.errors import run_stage
 from chest.labels import SPLITS
 from chest.params import load_params
 from chest.siglip import class_embeddings, load_for_prompts, score
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import yaml
@@ -25,9 +26,11 @@ def load_script(path: str) -> ModuleType:
     return importlib.import_module(Path(path).stem)
 
 
-def run_stage(name: str) -> None:
+def run_stage(name: str, *arguments: str) -> None:
     """Run a stage in the working directory, as `python stages/<name>.py` does."""
-    runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
+    script = str(ROOT / "stages" / f"{name}.py")
+    with mock.patch.object(sys, "argv", [script, *arguments]):
+        runpy.run_path(script, run_name="__main__")
 
 
 def failure(name: str, capsys) -> str:
