@@ -5,7 +5,7 @@ MADE := $(VENV)/.made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: venv repro test lint
+.PHONY: venv repro test lint docs
 
 venv: $(MADE)
 
@@ -27,3 +27,7 @@ test: $(MADE)
 lint: $(MADE)
 	ruff check --fix .
 	ruff format .
+
+# Runs every command of the documents in a fresh clone.
+docs: $(MADE)
+	python tests/documents.py
