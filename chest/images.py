@@ -48,8 +48,12 @@ def read_grey(path: str | Path, side: int) -> Grey:
             path, "one grey value in all pixels", "a picture", "remove it or fetch it again"
         )
     digest = hashlib.sha256(f"{grey.width}x{grey.height}:".encode() + grey.tobytes())
-    small = grey.resize((side, side), Image.Resampling.BICUBIC)
-    return Grey(np.asarray(small), grey.width, grey.height, digest.hexdigest()[:32])
+    return Grey(resize_grey(grey, side), grey.width, grey.height, digest.hexdigest()[:32])
+
+
+def resize_grey(grey: Image.Image, side: int) -> np.ndarray:
+    """The picture `grey` (mode L) as uint8, side x side: as read_grey resizes a file's."""
+    return np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _decode(path: str | Path) -> Image.Image:
