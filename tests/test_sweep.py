@@ -8,13 +8,16 @@ from support import load_script, run_in
 
 from chest.errors import run
 
-# A pipeline of one stage: its metric is the learning rate times the seed.
+# A pipeline of one stage: its metric is the learning rate times the seed, and ten times that.
 STAGE = """\
 import json
 from pathlib import Path
 import yaml
 params = yaml.safe_load(Path("params.yaml").read_text())
-Path("metrics.json").write_text(json.dumps({"a": {"uar": float(params["lr"]) * params["seed"]}}))
+uar = float(params["lr"]) * params["seed"]
+Path("metrics.json").write_text(json.dumps({"a": {"uar": uar}}))
+# A second file about the same system.
+Path("within.json").write_text(json.dumps({"a": {"within": {"ct": {"uar": 10 * uar}}}}))
 """
 PIPELINE = {
     "stages": {
@@ -22,7 +25,7 @@ PIPELINE = {
             "cmd": "python stage.py",
             "deps": ["stage.py"],
             "params": ["seed", "lr"],
-            "metrics": [{"metrics.json": {"cache": False}}],
+            "metrics": [{f"{name}.json": {"cache": False}} for name in ("metrics", "within")],
         }
     }
 }
@@ -56,14 +59,15 @@ def sweep(*arguments):
 
 
 def test_mean_and_spread_over_the_seeds_of_each_variation(place, capsys):
-    wanted = ("--seeds", "1", "3", "--vary", "lr=0.1,0.2", "--metric", "a.uar")
+    metrics = ("--metric", "a.uar", "--metric", "a.within.ct.uar")
+    wanted = ("--seeds", "1", "3", "--vary", "lr=0.1,0.2", *metrics)
     sweep(*wanted)
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        "| seeds 1, 3 | a.uar |",
-        "| --- | --- |",
-        "| lr=0.1 | 0.200 ± 0.141 |",
-        "| lr=0.2 | 0.400 ± 0.283 |",
+        "| seeds 1, 3 | a.uar | a.within.ct.uar |",
+        "| --- | --- | --- |",
+        "| lr=0.1 | 0.200 ± 0.141 | 2.000 ± 1.414 |",
+        "| lr=0.2 | 0.400 ± 0.283 | 4.000 ± 2.828 |",
     ]
     assert "was run" not in printed.err
     assert len(run_in(place, "dvc", "exp", "list", "--name-only").split()) == 4

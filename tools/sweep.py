@@ -196,9 +196,23 @@ def by_variation(names: dict) -> dict[tuple, list[str]]:
 def read_metrics(name: str) -> dict:
     """The metrics of an experiment, of all files, as one nested dict."""
     try:
-        return dvc.api.metrics_show(rev=name)
+        found = dvc.api.metrics_show(rev=name)
     except DvcException as error:
         raise SweepError(f"{name}: its metrics cannot be read ({error})") from None
+    merged: dict = {}
+    for key, value in found.items():
+        # A key that several files have (a system) is prefixed with the file: `metrics/test.json:a`.
+        merge(merged, {key.rpartition(":")[2]: value})
+    return merged
+
+
+def merge(into: dict, nested: dict) -> None:
+    """Add the leaves of `nested` to `into`."""
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value
 
 
 def look_up(metrics: dict, name: str) -> float:
