@@ -22,7 +22,7 @@ repro: $(MADE)
 test: $(MADE)
 	ruff check .
 	ruff format --check .
-	pytest
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(MADE)
 	ruff check --fix .

@@ -18,3 +18,8 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "checkpoints"
     load_script("data/make_checkpoints.py").main(folder)
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """The file that takes longest comes first: another worker does all others meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
