@@ -15,6 +15,7 @@ PROBES = FOLDER / "probes"
 CURVES = Path("data/training")
 COLUMNS = ("image_id", "split", "actual", "predicted", *LABELS)
 CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "learning_rate", "val_uar", "val_war")
+DESCRIBED = ("patient_id", "modality", "site")
 PLACES = 6  # of the probabilities: more would differ from run to run on a GPU
 
 
@@ -93,6 +94,11 @@ def read(system: str, table: pd.DataFrame, folder: Path = FOLDER) -> pd.DataFram
         for found, expected in _faults(predictions, table)
     ])  # fmt: skip
     return predictions
+
+
+def describe(predictions: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """`predictions` with patient_id, modality and site of each image; `table` is the manifest."""
+    return predictions.merge(table[["image_id", *DESCRIBED]], on="image_id")
 
 
 def _faults(predictions: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -17,7 +17,6 @@ from chest.errors import InputError, Problem, refuse
 from chest.labels import SYSTEMS
 
 FORMS = f"{', '.join(SYSTEMS)}, a csv file, or REVISION:SYSTEM"
-DESCRIBED = ["patient_id", "modality", "site"]
 
 
 def read_all(*sources: str) -> list[pd.DataFrame]:
@@ -36,7 +35,7 @@ def read_answers(source: str) -> pd.DataFrame:
     """The answers that `source` names, checked against their manifest and split.
 
     `source` is a system, a csv file, or ``revision:system`` (a Git revision or a DVC experiment,
-    out of DVC's cache or remote). The columns are those of predictions, and DESCRIBED.
+    out of DVC's cache or remote). The columns are those of `predictions.describe`.
     """
     revision, _, system = source.rpartition(":")
     path = Path(source) if source.endswith(".csv") else predictions.path_of(source)
@@ -52,8 +51,7 @@ def read_answers(source: str) -> pd.DataFrame:
 def read_here(system: str, folder: Path) -> pd.DataFrame:
     """Predictions of the images of the working directory's manifest."""
     labelled = read_labelled()
-    answers = predictions.read(system, labelled, folder)
-    return answers.merge(labelled[["image_id", *DESCRIBED]], on="image_id")
+    return predictions.describe(predictions.read(system, labelled, folder), labelled)
 
 
 @contextmanager

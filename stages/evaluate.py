@@ -58,10 +58,17 @@ def main() -> None:
     params = load_params()
     data = read_dataset()
     records = {system: predictions.read_record(system) for system in SYSTEMS}
-    answers = {system: read_answers(system, data.table) for system in SYSTEMS}
+    answers = {
+        system: predictions.describe(predictions.read(system, data.table), data.table)
+        for system in SYSTEMS
+    }
     test = {system: of_split(system, table, "test") for system, table in answers.items()}
-    probed = {p: read_answers(p, data.table, predictions.PROBES) for p in PROBES}
-    probed = {"everything": test[TRAINED]} | probed
+    probed = {"everything": test[TRAINED]} | {
+        probe: predictions.describe(
+            predictions.read(probe, data.table, predictions.PROBES), data.table
+        )
+        for probe in PROBES
+    }
     names = {system: display_name(system, record) for system, record in records.items()}
     curve = read_table(curve_path_of(TRAINED), CURVE_COLUMNS).apply(pd.to_numeric)
     twins = audit.read_near_duplicates()
@@ -130,12 +137,6 @@ def main() -> None:
                     scores.ranking(trained))  # fmt: skip
     for document in ("model_card.md", "claim.md"):
         write_text(METRICS / document, card.render(document, told))
-
-
-def read_answers(system: str, labelled: pd.DataFrame, folder: Path = predictions.FOLDER):
-    """The predictions of `system` with patient_id, modality and site of each image."""
-    columns = ["image_id", "patient_id", "modality", "site"]
-    return predictions.read(system, labelled, folder).merge(labelled[columns], on="image_id")
 
 
 def of_split(system: str, table: pd.DataFrame, split: str) -> pd.DataFrame:

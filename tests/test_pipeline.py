@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from documents import commands
 from PIL import Image
 from support import BESIDE, ROOT, copy_repository, run_in
 
@@ -153,6 +154,24 @@ def test_predictions_answer_the_test_split(reproduced):
 
 def test_a_second_run_has_nothing_to_do(reproduced):
     assert "Running stage" not in run_in(reproduced, "dvc", "repro")
+
+
+TOOLS = [
+    command.text
+    for command in commands(ROOT / "README.md")
+    if command.text.startswith("python tools/") and not command.reason
+]
+
+
+@pytest.mark.parametrize("command", TOOLS)
+def test_what_the_readme_says_of_the_tools_works(reproduced, command):
+    assert run_in(reproduced, "bash", "-c", command).strip()
+
+
+def test_the_review_and_the_explanation_are_there(reproduced):
+    for path in ("review/report.html", "review/report.md", "seen"):
+        assert (reproduced / path).exists()
+    assert run_in(reproduced, "git", "status", "--porcelain", "review") == ""
 
 
 def test_another_run_from_nothing_gives_the_same_bytes(reproduced):
