@@ -54,6 +54,19 @@ def test_the_deps_of_a_stage_are_what_it_imports(pipeline, name):
     assert code == {script.relative_to(ROOT).as_posix(), *modules_of(script)}
 
 
+def test_evaluate_reads_and_draws_every_system():
+    # What DVC does not know of it neither makes again nor brings back.
+    evaluate = stages("dvc.yaml")["evaluate"]
+    written = {name for out in evaluate["outs"] if isinstance(out, dict) for name in out}
+    plotted = {name for plot in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+               for name in plot}  # fmt: skip
+    for system in SYSTEMS:
+        for ending in ("csv", "json"):
+            assert f"data/predictions/{system}.{ending}" in evaluate["deps"]
+        assert f"plots/confusion_{system}.csv" in written
+        assert f"confusion_{system}" in plotted
+
+
 def test_every_stage_script_is_a_stage():
     named = {name for pipeline, name in STAGES if pipeline == "dvc.yaml"}
     assert {path.stem for path in (ROOT / "stages").glob("*.py")} == named
@@ -76,7 +89,7 @@ def test_what_shows_images_is_ignored_by_git():
 def test_every_parameter_that_a_stage_tracks_exists():
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name, stage in stages("dvc.yaml").items():
-        for key in stage["params"]:
+        for key in stage.get("params", []):
             for profile in ("study", "phantom"):
                 value = content
                 for part in key.replace("${profile}", profile).split("."):
