@@ -11,6 +11,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
+from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file
 
@@ -55,9 +56,26 @@ class Source:
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise CheckpointError(f"checkpoint {self}: {error}") from None
 
+    def load_config(self, kind: type[PreTrainedConfig]) -> PreTrainedConfig:
+        """The configuration, as a `kind`; raises CheckpointError where it is another model's.
+
+        Only config.json is fetched. transformers itself would take the sizes of a `kind` that the
+        file does not name from its defaults.
+        """
+        content, _ = self.load(PreTrainedConfig.get_config_dict)
+        found = content.get("model_type")
+        if found != kind.model_type:
+            raise CheckpointError(
+                f"checkpoint {self}: it is a model of the kind {found}, but this stage reads"
+                f" {kind.model_type}"
+            )
+        return self.load(kind.from_pretrained)
+
     def load_model(self, load: Callable, fresh: Sequence[str] = (), **arguments):
         """As `load`, with all weights from safetensors but `fresh`, which it need not have."""
-        model, info = self.load(load, use_safetensors=True, output_loading_info=True, **arguments)
+        # Another shape is told below: transformers' own error names no weight.
+        arguments |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+        model, info = self.load(load, output_loading_info=True, **arguments)
         lacking = sorted(set(info["missing_keys"]) - set(fresh)) + sorted(
             key for key, *_ in info["mismatched_keys"]
         )

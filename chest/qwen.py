@@ -14,6 +14,7 @@ import torch
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
@@ -38,6 +39,7 @@ class Reader:
 
 def load_reader(source: Source, device: torch.device, dtype: torch.dtype) -> Reader:
     """Load model, tokenizer, chat template and preprocessor of a checkpoint, for inference."""
+    source.load_config(Qwen2_5_VLConfig)  # another kind is told before its weights are fetched
     model = source.load_model(Qwen2_5_VLForConditionalGeneration.from_pretrained, dtype=dtype)
     tokenizer = source.load(AutoTokenizer.from_pretrained)
     # The processor's template knows images; the tokenizer's own may not. The processor itself is

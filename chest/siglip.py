@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from chest.compute import (
+    CheckpointError,
     Normalization,
     Source,
     answer,
@@ -31,8 +32,13 @@ TEXT_LENGTH = 64  # tokens: SigLIP was trained on texts padded to this length
 
 def load_for_prompts(source: Source, image_size: int) -> tuple[SiglipModel, object]:
     """Both towers, for inference, and the tokenizer; raises where the image size is another."""
-    config = source.load(SiglipConfig.from_pretrained)
+    config = source.load_config(SiglipConfig)
     check_image_size(config.vision_config.image_size, image_size)
+    if config.text_config.max_position_embeddings != TEXT_LENGTH:
+        raise CheckpointError(
+            f"checkpoint {source}: it reads texts of {config.text_config.max_position_embeddings}"
+            f" tokens, but prompts are padded to {TEXT_LENGTH}"
+        )
     model = source.load_model(SiglipModel.from_pretrained, dtype=torch.float32)
     return model.eval(), source.load(AutoTokenizer.from_pretrained)
 
@@ -42,7 +48,7 @@ def load_classifier(source: Source, image_size: int) -> SiglipForImageClassifica
 
     The tower's attention pooling is left out: the classifier does not use it.
     """
-    config = source.load(SiglipConfig.from_pretrained)
+    config = source.load_config(SiglipConfig)
     check_image_size(config.vision_config.image_size, image_size)
     config.vision_config.vision_use_head = False
     config.id2label = dict(enumerate(LABELS))
@@ -83,15 +89,28 @@ def save_classifier(
 
 
 def tokenize(tokenizer, prompts: Sequence[str]) -> torch.Tensor:
-    """Token ids, int64 (n, 64), padded; raises ParameterError where a prompt is longer."""
+    """Token ids, int64 (n, 64), padded; raises ParameterError where a prompt is longer.
+
+    Letters are lowered and the padding comes last, as in training. SigLIP's tokenizer does both by
+    itself; SigLIP 2's is Gemma's, which lowers no letters and may pad in front. Raises
+    CheckpointError where the tokenizer does not end a text with its end token.
+    """
     for prompt in prompts:
-        length = len(tokenizer(prompt)["input_ids"])
-        if length > TEXT_LENGTH:
+        ids = tokenizer(prompt.lower())["input_ids"]
+        if len(ids) > TEXT_LENGTH:
             raise ParameterError(
-                f"prompts.siglip: {prompt!r} has {length} tokens, at most {TEXT_LENGTH} are read"
+                f"prompts.siglip: {prompt!r} has {len(ids)} tokens, at most {TEXT_LENGTH} are read"
+            )
+        if ids[-1] != tokenizer.eos_token_id:
+            raise CheckpointError(
+                f"the checkpoint's tokenizer does not end a text with {tokenizer.eos_token}"
             )
     return tokenizer(
-        list(prompts), padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+        [prompt.lower() for prompt in prompts],
+        padding="max_length",
+        padding_side="right",
+        max_length=TEXT_LENGTH,
+        return_tensors="pt",
     )["input_ids"]
 
 
