@@ -6,15 +6,9 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from chest.labels import (
-    COLLECTION_NAMES,
-    LABEL_NAMES,
-    LABELS,
-    MODALITY_NAMES,
-    PROBE_NAMES,
-    SPLITS,
-)
+from chest.labels import COLLECTION_NAMES, LABEL_NAMES, LABELS, MODALITY_NAMES, SPLITS
 from chest.params import Params
+from chest.systems import PROBE_NAMES
 
 TRAINED = "finetune_siglip"
 TEMPLATES = Path(__file__).parent / "templates"

@@ -23,19 +23,11 @@ from matplotlib.ticker import MaxNLocator
 
 from chest.files import replacing
 from chest.floors import FLOORS
-from chest.labels import (
-    COLLECTION_NAMES,
-    LABEL_NAMES,
-    LABELS,
-    MODALITIES,
-    MODALITY_NAMES,
-    PROBE_NAMES,
-    SYSTEMS,
-    UNPARSED,
-)
+from chest.labels import COLLECTION_NAMES, LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES, UNPARSED
 from chest.metrics import classification_metrics
 from chest.regions import HIDDEN
 from chest.scores import ALL
+from chest.systems import PROBE_NAMES, SYSTEMS
 
 # Of Okabe and Ito's palette, which colour-blind people tell apart, those that stand out on white.
 GREY = "#767676"

@@ -35,9 +35,10 @@ from chest.comparison import Comparison, Difference, compare, points, verdicts
 from chest.dataset import MANIFEST, SPLIT
 from chest.errors import InputError, Problem, printable, refuse
 from chest.files import read_table
-from chest.labels import LABEL_NAMES, LABELS, SPLITS, SYSTEM_NAMES, SYSTEMS, UNPARSED
+from chest.labels import LABEL_NAMES, LABELS, SPLITS, UNPARSED
 from chest.metrics import classification_metrics
 from chest.staleness import StaleStage
+from chest.systems import SYSTEM_NAMES, SYSTEMS
 
 TEMPLATES = Path(__file__).parent / "templates"
 TRAINED = "finetune_siglip"

@@ -14,7 +14,7 @@ from dvc.exceptions import DvcException
 from chest import predictions
 from chest.dataset import MANIFEST, SPLIT, read_labelled
 from chest.errors import InputError, Problem, refuse
-from chest.labels import SYSTEMS
+from chest.systems import SYSTEMS
 
 FORMS = f"{', '.join(SYSTEMS)}, a csv file, or REVISION:SYSTEM"
 

@@ -36,11 +36,12 @@ from chest.dataset import Dataset, read_dataset
 from chest.errors import InputError, Problem, run_stage
 from chest.files import read_table, replacing, write_json, write_table, write_text
 from chest.intervals import intervals
-from chest.labels import LABELS, PROBES, SPLITS, SYSTEM_NAMES, SYSTEMS
+from chest.labels import LABELS, SPLITS
 from chest.metrics import rounded
 from chest.params import load_params
 from chest.predictions import CURVE_COLUMNS, curve_path_of
 from chest.regions import visible_region
+from chest.systems import PROBES, SYSTEM_NAMES, SYSTEMS
 from chest.within import nest_within, score_within, tabulate_within
 
 METRICS = Path("metrics")

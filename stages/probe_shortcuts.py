@@ -20,10 +20,10 @@ from chest.compute import find_checkpoint, load_normalization, record, start
 from chest.dataset import read_dataset
 from chest.errors import run_stage
 from chest.files import replacing
-from chest.labels import PROBES
 from chest.params import load_params
 from chest.regions import HIDDEN, visible_region
 from chest.siglip import TRAINED, classify_rows, load_trained
+from chest.systems import PROBES
 
 
 def main() -> None:

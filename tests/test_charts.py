@@ -13,8 +13,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 from chest import charts
-from chest.labels import LABELS, PROBE_NAMES, PROBES, SYSTEM_NAMES, SYSTEMS, UNPARSED
+from chest.labels import LABELS, UNPARSED
 from chest.regions import HIDDEN, visible_region
+from chest.systems import PROBE_NAMES, PROBES, SYSTEM_NAMES, SYSTEMS
 
 NAMES = SYSTEM_NAMES | {
     "zeroshot_qwen": "Qwen2.5-VL, zero-shot (random weights)",

@@ -16,7 +16,8 @@ from support import failure, load_script, run_stage, write_params
 from chest import audit, predictions
 from chest.dataset import MANIFEST_COLUMNS
 from chest.intervals import intervals
-from chest.labels import LABELS, PROBES, SYSTEMS
+from chest.labels import LABELS
+from chest.systems import PROBES, SYSTEMS
 
 N = 60  # images, of which 24 train, 12 val and 24 test
 

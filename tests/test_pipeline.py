@@ -11,8 +11,9 @@ from documents import commands
 from PIL import Image
 from support import BESIDE, ROOT, copy_repository, run_in
 
-from chest.labels import LABELS, SYSTEMS
+from chest.labels import LABELS
 from chest.params import load_params
+from chest.systems import SYSTEMS
 
 PIPELINES = ("dvc.yaml", "data/dvc.yaml")
 REAL = BESIDE / "real"

@@ -12,9 +12,10 @@ from chest import predictions
 from chest.compute import find_checkpoint, load_normalization
 from chest.dataset import MANIFEST_COLUMNS
 from chest.files import replacing
-from chest.labels import LABELS, PROBES
+from chest.labels import LABELS
 from chest.regions import HIDDEN, visible_region
 from chest.siglip import load_classifier, save_classifier
+from chest.systems import PROBES
 
 
 def test_regions():

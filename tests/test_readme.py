@@ -9,8 +9,9 @@ import pytest
 from documents import commands, documents
 from support import ROOT, run_in
 
-from chest.labels import LABELS, SYSTEMS
+from chest.labels import LABELS
 from chest.params import load_params
+from chest.systems import SYSTEMS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

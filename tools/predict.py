@@ -43,9 +43,10 @@ from chest.collections import LITTER, VOLUME_ENDINGS
 from chest.errors import ChestError, Problem, printable, refuse, run
 from chest.files import replacing
 from chest.images import ENDINGS, ImageError, read_grey, resize_grey
-from chest.labels import LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES, SYSTEM_NAMES, UNPARSED
+from chest.labels import LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES, UNPARSED
 from chest.params import Params, load_params
 from chest.progress import progress, workers
+from chest.systems import SYSTEM_NAMES
 from chest.volumes import VolumeError, cut_axial_slice, to_grey
 
 MODEL = Path("models/finetune_siglip")  # chest.siglip.TRAINED, which takes seconds to import

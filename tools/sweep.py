@@ -32,8 +32,8 @@ from dvc.exceptions import DvcException
 
 from chest.errors import ChestError, run
 from chest.intervals import Interval, intervals
-from chest.labels import SYSTEMS
 from chest.revisions import read_answers
+from chest.systems import SYSTEMS
 from chest.within import score_within
 
 METRICS = (
