@@ -129,7 +129,7 @@ def check_clean() -> None:
 
 def restore() -> None:
     """Put the working directory back to its commit."""
-    call("git", "checkout", "--quiet", "--", ".")
+    call("git", "checkout", "--quiet", "HEAD", "--", ".")  # the index too: a run may stage files
     call("dvc", "checkout", "--quiet", "--force", "--allow-missing")
 
 
