@@ -62,6 +62,19 @@ def commands(document: Path) -> list[Command]:
     return found
 
 
+def reset(clone: Path, env: dict[str, str]) -> None:
+    """Go back to the commit: an experiment starts from what is in the working directory."""
+    for command in (["git", "checkout", "-q", "HEAD", "--", "."], ["dvc", "checkout", "-qf"]):
+        subprocess.run(command, cwd=clone, env=env, capture_output=True)
+
+
+def working(clone: Path, env: dict[str, str]) -> bool:
+    """Whether DVC's queue still has something to do."""
+    command = ["dvc", "queue", "status"]
+    told = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True).stdout
+    return bool(re.search("Running|Queued", told))
+
+
 def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -73,11 +86,15 @@ def main() -> int:
             if command.reason:
                 print(f"not run ({command.reason}): {command.text}", flush=True)
                 continue
+            if command.text.startswith("dvc exp run") and "--queue" not in command.text:
+                reset(clone, env)
             began = time.monotonic()
             done = subprocess.run(
                 ["bash", "-c", command.text], cwd=clone, env=env, capture_output=True, text=True,
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
+            while command.text.startswith("dvc queue start") and working(clone, env):
+                time.sleep(5)
             ended = "ok" if done.returncode == 0 else f"FAILED ({done.returncode})"
             print(f"{ended} in {time.monotonic() - began:.0f} s: {command.text}", flush=True)
             if done.returncode:
