@@ -11,6 +11,7 @@ from documents import commands
 from PIL import Image
 from support import BESIDE, ROOT, copy_repository, run_in
 
+from chest.floors import FLOORS
 from chest.labels import LABELS
 from chest.params import load_params
 from chest.systems import SYSTEMS
@@ -137,7 +138,8 @@ def test_the_phantoms_are_told_apart(reproduced):
     assert metrics["finetune_siglip"]["uar"] >= 0.85
     assert metrics["finetune_siglip"]["recall"]["tuberculosis"] >= 0.7
     runs = json.loads((reproduced / "metrics/runs.json").read_text())
-    assert {run["weights"] for run in runs.values()} == {"random"}
+    for system, run in runs.items():
+        assert run["weights"] == ("none" if system in FLOORS else "random")
 
 
 def test_the_phantoms_are_as_uneven_as_the_study(reproduced):
@@ -161,7 +163,7 @@ def test_predictions_answer_the_test_split(reproduced):
     split = pd.read_csv(reproduced / "data/split.csv").set_index("image_id")["split"]
     for system in SYSTEMS:
         table = pd.read_csv(reproduced / f"data/predictions/{system}.csv")
-        due = {"val", "test"} if system == "finetune_siglip" else {"test"}
+        due = {"test"} if system.startswith("zeroshot_") else {"val", "test"}
         assert list(table["image_id"]) == sorted(split.index[split.isin(due)])
         assert (table[list(LABELS)].sum(axis=1) - 1).abs().max() < 1e-5
 
@@ -259,7 +261,7 @@ def test_real_images_go_in_without_a_hand_on_them(reproduced):
     assert metrics["finetune_siglip"]["uar"] > 0.4  # better than any answer given to all
     for name in ("plots/confusion.png", "plots/sheets/contact_sheet.png"):
         with Image.open(reproduced / name) as picture:
-            assert picture.width > 1000
+            assert picture.width > 700
     # Real pictures show patients.
     tracked = run_in(reproduced, "git", "ls-files", "plots", "data", "models")
     assert "sheets" not in tracked
