@@ -13,7 +13,7 @@ import yaml
 from dvc.repo import Repo
 from support import ROOT, load_script, run_in, write_params
 
-from chest import audit, predictions, review, scores
+from chest import audit, predictions, report, review, scores
 from chest.comparison import compare
 from chest.dataset import MANIFEST_COLUMNS, read_labelled
 from chest.files import write_json, write_table
@@ -244,8 +244,8 @@ def test_images_that_changed_their_answer_are_listed_with_both(reviewed):
     assert "| right before, now wrong | COVID-19 | COVID-19 (0.80 / 0.10 / 0.10) |" in listed
     assert html.count('alt="Image ') == len(unlike) == 23
     # A comment has no room for all of them; the page has.
-    assert sum(f"`{image}`" in listed for image in unlike) == review.MOST_ROWS - 1  # and HOSTILE
-    assert f"and {23 - review.MOST_ROWS} more in `report.html`" in listed
+    assert sum(f"`{image}`" in listed for image in unlike) == report.MOST_ROWS - 1  # and HOSTILE
+    assert f"and {23 - report.MOST_ROWS} more in `report.html`" in listed
     assert len(markdown.encode()) < 60_000
 
 
@@ -342,14 +342,14 @@ def test_names_and_values_of_others_break_no_table_of_the_markdown(reviewed):
     ],
 )
 def test_text_of_others_is_one_span_of_code(text, shown):
-    assert review._markdown(review.Verbatim(text)) == shown
+    assert report._markdown(report.Verbatim(text)) == shown
 
 
 def test_the_markdown_holds_no_picture(reviewed):
     assert "data:image" not in reviewed[2]
     assert "![" not in reviewed[2]
     with pytest.raises(TypeError, match="no picture"):
-        review._markdown(review.Picture("data:", "x"))
+        report._markdown(report.Picture("data:", "x"))
 
 
 # --- What cannot be judged -------------------------------------------------------------------

@@ -35,18 +35,8 @@ from chest import predictions
 from chest.dataset import IMAGES, MANIFEST, SPLIT, read_dataset, read_labelled
 from chest.errors import ChestError, InputError, refuse, run
 from chest.files import write_text
-from chest.review import (
-    NAMES,
-    Picture,
-    Review,
-    Side,
-    judge,
-    read_side,
-    render,
-    systems_of,
-    thumbnail,
-    unlike_images,
-)
+from chest.report import Picture, Review, render, thumbnail, unlike_images
+from chest.review import NAMES, Side, judge, read_side, systems_of
 from chest.revisions import opened, read_here
 from chest.staleness import PipelineError, StaleStage, stale_stages
 
