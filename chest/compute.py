@@ -1,22 +1,21 @@
 """Where and how models run: one device, one precision, one way to share work between processes."""
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file
 
 from chest.errors import ChestError, ParameterError
-from chest.progress import progress
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "scikit-learn")
 
@@ -155,43 +154,26 @@ def load_normalization(source: Source) -> Normalization:
 
 
 def to_pixels(
-    grey: np.ndarray,
+    grey: torch.Tensor,
     normal: Normalization,
-    device: torch.device,
     change: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """uint8 grey images, (B, side, side), as normalized float32 on `device`, (B, 3, side, side).
+    """Grey images, uint8 (B, side, side), normalized, float32 (B, 3, side, side), on their device.
 
-    The bytes travel, the rest is done on the device; the grey channel stands for all three.
-    `change` gets the grey images from 0 to 1, float32 (B, 1, side, side), before that.
+    The grey channel stands for all three. `change` gets the grey images from 0 to 1, float32
+    (B, 1, side, side), before that.
     """
-    images = torch.from_numpy(np.ascontiguousarray(grey)).to(device).float()[:, None] / 255
+    images = grey.float()[:, None] / 255
     if change is not None:
         images = change(images)
-    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (normal.mean, normal.std))
+    mean, std = _on_device(normal, grey.device)
     return (images - mean) / std
 
 
-def answer(
-    accelerator: Accelerator,
-    batches: Iterable[np.ndarray],
-    function: Callable[[np.ndarray], list],
-    unit: str = "images",
-) -> dict[int, object]:
-    """What `function` says of each row, as {row: answer}; the batches are dealt to the processes.
-
-    `batches` are arrays of row numbers; `function` gets one and returns a list as long.
-    """
-    batches = list(batches)
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    answers = []
-    silent = not accelerator.is_main_process
-    with torch.inference_mode():
-        for batch in progress(mine, "batches", len(mine), silent):
-            answers += zip(batch.tolist(), function(batch), strict=True)
-    return dict(gather_object(answers))
-
-
-def in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """`rows` in order, cut into arrays of at most `size`."""
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+@cache
+def _on_device(normal: Normalization, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation, (1, 3, 1, 1), once for each device: a copy is a wait."""
+    with torch.inference_mode(False):
+        return tuple(
+            torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (normal.mean, normal.std)
+        )

@@ -69,7 +69,8 @@ def read_dataset() -> Dataset:
     """Manifest, split and packed images; raises InputError where they do not fit together."""
     table = read_labelled()
     try:
-        images = np.load(IMAGES, mmap_mode="r", allow_pickle=False)
+        # Copy on write: torch takes arrays that could be written to; the file stays as it is.
+        images = np.load(IMAGES, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
             [Problem(IMAGES, str(error), "the packed images", "run `dvc repro` to make it again")]

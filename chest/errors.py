@@ -1,9 +1,13 @@
 """Errors that a user can cause, and the one way in which a script ends on them."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from chest.running import Interrupted, alone, ending_on_signals
 
 
 class ChestError(Exception):
@@ -58,7 +62,10 @@ def printable(text: object) -> str:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """As `run`, for a script without arguments: `--help` prints its docstring."""
+    """As `run`, for a script without arguments and one run at a time.
+
+    `--help` prints its docstring.
+    """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & {*arguments}:
         print(main.__globals__["__doc__"].rstrip())
@@ -66,16 +73,27 @@ def run_stage(main: Callable[[], None]) -> None:
         print(f"ERROR: {arguments[0]}: a stage takes no argument; see params.yaml", file=sys.stderr)
         raise SystemExit(2)
     else:
-        run(main)
+        run(main, stage=Path(sys.argv[0]).stem)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a ChestError ends it with its message and exit code 1."""
+def run(main: Callable[[], None], stage: str | None = None) -> None:
+    """Run a script's `main`; what a user or the machine can cause ends it with one message.
+
+    A ChestError, a full disk, a missing permission: exit code 1. Ctrl-C and SIGTERM: 128 and the
+    signal's number, within seconds. With `stage`, a second run of that stage in the same folder is
+    refused.
+    """
     try:
-        main()
+        with ending_on_signals(), alone(stage) if stage else nullcontext():
+            main()
     except ChestError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("Interrupted: nothing half-written is left behind.", file=sys.stderr)
-        raise SystemExit(130) from None
+    except OSError as error:
+        where = f": {printable(error.filename)}" if error.filename else ""
+        print(f"ERROR: {error.strerror or error}{where}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt as error:
+        end = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        print(f"Interrupted: {end.note}.", file=sys.stderr)
+        raise SystemExit(128 + end.signal) from None

@@ -16,19 +16,32 @@ from chest.errors import InputError, Problem
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or folder to; on success it takes `path`'s place.
 
-    Where the block raises, the unfinished file or folder is removed and `path` stays as it was.
+    It is on the disk before it takes the place. Where the block raises, the unfinished file or
+    folder is removed and `path` stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
     remove(partial)
     try:
         yield partial
-        if path.is_dir():
-            shutil.rmtree(path)
+        flush(partial)
+        if path.is_dir() and not path.is_symlink():
+            # A folder cannot be replaced by another one in one step.
+            remove(old)
+            os.replace(path, old)
         os.replace(partial, path)
+        remove(old)
     finally:
         remove(partial)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or all files of a folder, before anything relies on them."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def remove(path: Path) -> None:

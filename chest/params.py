@@ -1,12 +1,16 @@
 """``params.yaml``: read once, checked, and passed on as typed values.
 
-DVC writes ``-S …lr=1e-5`` as ``1e-05``, which YAML 1.1 (and so PyYAML) reads as a string: the
-loader below reads floats as YAML 1.2 does, as DVC itself does.
+DVC writes ``-S …lr=1e-5`` as ``1e-05``, which YAML 1.1 (and so PyYAML) reads as a string, and it
+reads ``010`` as ten, where YAML 1.1 reads eight: the loader below reads bare words and numbers as
+YAML 1.2 does, as DVC itself does.
 """
 
 import re
+from collections import Counter
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Literal
+from reprlib import Repr
+from typing import Annotated, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -18,8 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from chest.errors import ParameterError
+from chest.errors import ParameterError, printable
 from chest.labels import LABELS
+
+MAX_BYTES = 200_000  # of params.yaml; it has some 10,000
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -35,6 +41,7 @@ class Section(BaseModel):
 class Slices(Section):
     position: Literal["center"] | Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     normalize: Literal["minmax", "window"]
+    verify: bool
 
 
 class Labels(Section):
@@ -137,6 +144,8 @@ class FinetuneSiglip(Checkpoint):
     balance: Literal["none", "class", "class_modality", "logit_adjusted"]
     augment: Augment | None
     calibrate: Literal["none", "temperature"]
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"]
+    save_every: Count
 
 
 class Profile(Section):
@@ -173,34 +182,55 @@ class Params(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the floats of YAML 1.2, and without doubled keys."""
+    """PyYAML's safe loader with the bare words and numbers of YAML 1.2, without doubled keys."""
+
+    yaml_implicit_resolvers: ClassVar = {}
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = {str(key) for key in keys if keys.count(key) > 1}
+        times = Counter(key for key in keys if isinstance(key, Hashable))
+        doubled = {str(key) for key, count in times.items() if count > 1}
         if doubled:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key given twice: {', '.join(sorted(doubled))}", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node):
+        text = self.construct_scalar(node)
+        return int(text, 0 if text[:2] in ("0o", "0x") else 10)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+# YAML 1.2's core schema: a tag, what is of that kind where no tag is given, and how it may begin.
+for _tag, _form, _begin in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", "<<", ["<"]),  # not of the schema; it has no constructor, and so is refused
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), _begin)
+
+# A value in a message, and no more of it: one that names others by aliases can be endless.
+_SHORT = Repr()
+_SHORT.maxlevel = 2
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check `path`.
 
     Raises ParameterError, which names every key that is unknown, missing, of the wrong type, or of
-    an impossible value.
+    an impossible value; and where the file is no YAML, or of more than MAX_BYTES.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        content = yaml.load(_read(Path(path)), _Loader)
+    except Exception as error:  # PyYAML raises many kinds on text that only looks like YAML
         raise ParameterError(f"{path} cannot be read: {error}") from None
     try:
         return Params.model_validate(content)
@@ -209,11 +239,25 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise ParameterError(f"{path}:\n  " + "\n  ".join(lines)) from None
 
 
+def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError("no file")
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes")
+    return content.decode("utf-8")
+
+
 def _describe(detail: dict) -> str:
-    key = ".".join(str(part) for part in detail["loc"]) or "the file"
+    key = printable(".".join(str(part) for part in detail["loc"])) or "the file"
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     if detail["type"] == "missing":
         return f"{key}: missing"
-    found = "" if isinstance(detail["input"], dict) else f" (found: {detail['input']!r})"
-    return f"{key}: {detail['msg']}{found}"
+    value = detail["input"]
+    if isinstance(value, dict):
+        return f"{key}: {detail['msg']}"
+    if isinstance(value, int) and value.bit_length() > 64:  # Python writes out no longer ones
+        return f"{key}: {detail['msg']} (found: a number of {value.bit_length()} bits)"
+    return f"{key}: {detail['msg']} (found: {printable(_SHORT.repr(value))})"

@@ -1,11 +1,13 @@
 """SigLIP (Zhai et al. 2023): zero-shot by prompts, and as an image classifier."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     SiglipConfig,
@@ -13,21 +15,30 @@ from transformers import (
     SiglipModel,
 )
 
+from chest.answering import answer, in_batches
 from chest.compute import (
     CheckpointError,
     Normalization,
     Source,
-    answer,
     check_image_size,
-    in_batches,
     to_pixels,
 )
 from chest.errors import ParameterError
 from chest.files import write_json
 from chest.labels import LABELS
+from chest.resident import Images
+from chest.resume import Journal
 
-TRAINED = Path("models/finetune_siglip")  # what the fine-tuning leaves
 TEXT_LENGTH = 64  # tokens: SigLIP was trained on texts padded to this length
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is answered: these `rows`, int64 (n,), of the images, normalized so."""
+
+    images: Images
+    rows: np.ndarray
+    normal: Normalization
 
 
 def load_for_prompts(source: Source, image_size: int) -> tuple[SiglipModel, object]:
@@ -71,8 +82,14 @@ def load_trained(source: Source, image_size: int) -> SiglipForImageClassificatio
 def save_classifier(
     model: SiglipForImageClassification, normal: Normalization, folder: Path
 ) -> None:
-    """Write what from_pretrained reads: weights (safetensors), config, preprocessor."""
-    model.save_pretrained(folder)
+    """Write what from_pretrained reads: weights (safetensors), config, preprocessor.
+
+    Raises OSError where there is no room.
+    """
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from None
     side = model.config.vision_config.image_size
     content = {
         "image_processor_type": "SiglipImageProcessor",
@@ -137,10 +154,29 @@ def score(model: SiglipModel, pixels: torch.Tensor, classes: torch.Tensor) -> to
     return torch.softmax(images @ classes.T * model.logit_scale.exp(), -1)
 
 
+def compare_rows(
+    accelerator: Accelerator,
+    model: SiglipModel,
+    classes: torch.Tensor,
+    data: Input,
+    batch_size: int,
+    journal: Journal | None = None,
+) -> list[list[float]]:
+    """Probabilities of the classes for each row of `data`, by `score`."""
+
+    def compare(rows: np.ndarray) -> torch.Tensor:
+        pixels = to_pixels(data.images.take(rows), data.normal)
+        with accelerator.autocast():
+            return score(model, pixels, classes)
+
+    answers = answer(accelerator, in_batches(data.rows, batch_size), compare, journal)
+    return [answers[row] for row in data.rows.tolist()]
+
+
 def classify(
     accelerator: Accelerator,
     model,
-    images: np.ndarray,
+    images: torch.Tensor,
     normal: Normalization,
     change: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -148,7 +184,7 @@ def classify(
 
     `change` may alter the images first, as in to_pixels.
     """
-    pixels = to_pixels(images, normal, accelerator.device, change)
+    pixels = to_pixels(images, normal, change)
     with accelerator.autocast():
         return model(pixel_values=pixels).logits.float()
 
@@ -156,20 +192,18 @@ def classify(
 def classify_rows(
     accelerator: Accelerator,
     model,
-    images: np.ndarray,
-    rows: np.ndarray,
-    normal: Normalization,
+    data: Input,
     batch_size: int,
     change: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> np.ndarray:
-    """Logits, float64 (len(rows), 3), of these rows of `images`, in evaluation mode."""
+    """Logits, float64 (n, 3), of the rows of `data`, in evaluation mode."""
     model.eval()
 
-    def ask(some: np.ndarray) -> list[list[float]]:
-        return classify(accelerator, model, images[some], normal, change).tolist()
+    def ask(rows: np.ndarray) -> torch.Tensor:
+        return classify(accelerator, model, data.images.take(rows), data.normal, change)
 
-    answers = answer(accelerator, in_batches(rows, batch_size), ask)
-    return np.array([answers[row] for row in rows.tolist()])
+    answers = answer(accelerator, in_batches(data.rows, batch_size), ask)
+    return np.array([answers[row] for row in data.rows.tolist()])
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import gzip
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -316,7 +317,8 @@ def main(folder: Path = PHANTOM, scale: float = 1.0) -> None:
     with replacing(folder) as partial:
         write_slice_tables(patients, partial / SLICES)
         write_xray_table(patients, partial / XRAYS)
-        with ProcessPoolExecutor(workers()) as pool:
+        # Spawned: forked ones would outlive a killed parent, and hold its lock.
+        with ProcessPoolExecutor(workers(), get_context("spawn")) as pool:
             for _ in pool.map(draw, patients, [partial] * len(patients), chunksize=8):
                 pass
 

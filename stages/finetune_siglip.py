@@ -6,11 +6,14 @@ Writes  models/finetune_siglip/                 weights of the best epoch, as fr
         data/predictions/finetune_siglip.json   checkpoint, device, precision, seed, versions
         data/training/finetune_siglip.csv       the curve: losses, learning rate, UAR, WAR by epoch
         live/                                   the same curve while it grows (dvclive)
+        .resume/finetune_siglip/                its state every so many steps: an interrupted
+                                                training goes on from there
 
     python stages/finetune_siglip.py        (or: dvc repro finetune_siglip)
     accelerate launch stages/finetune_siglip.py        on several GPUs
 """
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,7 +27,9 @@ from chest.dataset import read_dataset
 from chest.errors import run_stage
 from chest.files import replacing, write_table
 from chest.params import load_params
-from chest.siglip import TRAINED, divide_logits, load_classifier, save_classifier
+from chest.resident import place_images
+from chest.resume import States, origin_of
+from chest.siglip import divide_logits, load_classifier, save_classifier
 from chest.training import Task, predict, train
 
 SYSTEM = "finetune_siglip"
@@ -37,11 +42,17 @@ def main() -> None:
     accelerator = start(params.seed)
     source = find_checkpoint(settings.checkpoint, settings.revision)
     model = load_classifier(source, params.image_size)
-    task = Task(accelerator, model, data, load_normalization(source), settings)
+    images = place_images(data.images, accelerator.device)
+    task = Task(accelerator, model, data, images, load_normalization(source), settings)
+    origin = origin_of(accelerator, source, {
+        "seed": params.seed, "image_size": params.image_size,
+        **settings.model_dump(exclude={"save_every"}),
+    })  # fmt: skip
+    states = States(SYSTEM, origin)
 
     # 1. Train; the weights of the best epoch remain.
     with live_curve(accelerator.is_main_process) as log:
-        curve, best_epoch = train(task, params.seed, log)
+        curve, best_epoch = train(task, params.seed, log, states)
 
     # 2. Calibrate on the validation split; answer validation and test.
     temperature = calibrate(task)
@@ -50,7 +61,7 @@ def main() -> None:
 
     # 3. Write everything.
     if accelerator.is_main_process:
-        with replacing(TRAINED) as folder:
+        with replacing(predictions.TRAINED) as folder:
             save_classifier(model, task.normal, folder)
         write_table(predictions.curve_path_of(SYSTEM), curve, float_format="%.6g")
         made_by = record(accelerator, source, model, params.seed, len(rows))
@@ -64,6 +75,7 @@ def main() -> None:
                 "temperature": round(temperature, 4),
             },
         )
+        states.clear()
     accelerator.end_training()
 
 
@@ -86,8 +98,12 @@ def live_curve(shown: bool) -> Iterator[Callable[[dict], None]]:
     if not shown:
         yield lambda row: None
         return
-    # By itself dvclive would rewrite dvc.yaml and save an experiment.
-    with Live("live", dvcyaml=None, save_dvc_exp=False, report=None) as live:
+    try:
+        # By itself dvclive would rewrite dvc.yaml and save an experiment.
+        live = Live("live", dvcyaml=None, save_dvc_exp=False, report=None)
+    except sqlite3.Error as error:  # it opens DVC's data base, for which there may be no room
+        raise OSError(f"live: {error}") from None
+    with live:
 
         def log(row: dict) -> None:
             for name, value in row.items():

@@ -22,7 +22,8 @@ from chest.errors import run_stage
 from chest.files import replacing
 from chest.params import load_params
 from chest.regions import HIDDEN, visible_region
-from chest.siglip import TRAINED, classify_rows, load_trained
+from chest.resident import place_images
+from chest.siglip import Input, classify_rows, load_trained
 from chest.systems import PROBES
 
 
@@ -30,15 +31,14 @@ def main() -> None:
     params = load_params()
     data = read_dataset()
     accelerator = start(params.seed)
-    source = find_checkpoint(str(TRAINED), "main")
-    model, normal = load_trained(source, params.image_size), load_normalization(source)
-    model.to(accelerator.device)
+    source = find_checkpoint(str(predictions.TRAINED), "main")
+    model = load_trained(source, params.image_size).to(accelerator.device)
     rows = data.rows("test")
+    images = place_images(data.images, accelerator.device)
+    asked = Input(images, rows, load_normalization(source))
     size = 2 * params.chosen.finetune_siglip.batch_size
     answers = {
-        probe: softmax(
-            classify_rows(accelerator, model, data.images, rows, normal, size, hide(probe)), axis=1
-        )
+        probe: softmax(classify_rows(accelerator, model, asked, size, hide(probe)), axis=1)
         for probe in PROBES
     }
     if accelerator.is_main_process:

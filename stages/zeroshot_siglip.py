@@ -3,26 +3,21 @@
 Reads   data/manifest.csv, data/images.npy, data/split.csv, the checkpoint
 Writes  data/predictions/zeroshot_siglip.csv    one row an image of the test split (or of all)
         data/predictions/zeroshot_siglip.json   checkpoint, device, precision, seed, versions
+        .resume/zeroshot_siglip/                answers already given, until the stage is done
 
     python stages/zeroshot_siglip.py        (or: dvc repro zeroshot_siglip)
     accelerate launch stages/zeroshot_siglip.py        on several GPUs
 """
 
 from chest import predictions
-from chest.compute import (
-    answer,
-    find_checkpoint,
-    in_batches,
-    load_normalization,
-    record,
-    start,
-    to_pixels,
-)
+from chest.compute import find_checkpoint, load_normalization, record, start
 from chest.dataset import read_dataset
 from chest.errors import run_stage
 from chest.labels import SPLITS
 from chest.params import load_params
-from chest.siglip import class_embeddings, load_for_prompts, score
+from chest.resident import place_images
+from chest.resume import open_journal, origin_of
+from chest.siglip import Input, class_embeddings, compare_rows, load_for_prompts
 
 SYSTEM = "zeroshot_siglip"
 
@@ -32,26 +27,26 @@ def main() -> None:
     settings = params.chosen.zeroshot_siglip
     data = read_dataset()
     accelerator = start(params.seed)
-    device = accelerator.device
     source = find_checkpoint(settings.checkpoint, settings.revision)
-    normal = load_normalization(source)
     model, tokenizer = load_for_prompts(source, params.image_size)
-    model.to(device)
+    model.to(accelerator.device)
 
     # The prompts' side once, then the images'.
     classes = class_embeddings(model, tokenizer, params.prompts.siglip.model_dump())
     rows = data.rows(*SPLITS if settings.images == "all" else ["test"])
-
-    def compare(batch) -> list[list[float]]:
-        pixels = to_pixels(data.images[batch], normal, device)
-        with accelerator.autocast():
-            return score(model, pixels, classes).tolist()
-
-    answers = answer(accelerator, in_batches(rows, settings.batch_size), compare)
+    images = place_images(data.images, accelerator.device)
+    asked = Input(images, rows, load_normalization(source))
+    origin = origin_of(accelerator, source, {
+        "image_size": params.image_size, **params.prompts.siglip.model_dump(),
+        **settings.model_dump(),
+    })  # fmt: skip
+    journal = open_journal(accelerator, SYSTEM, origin)
+    answers = compare_rows(accelerator, model, classes, asked, settings.batch_size, journal)
 
     if accelerator.is_main_process:
-        table = predictions.tabulate(data.table.iloc[rows], [answers[row] for row in rows.tolist()])
+        table = predictions.tabulate(data.table.iloc[rows], answers)
         predictions.write(SYSTEM, table, record(accelerator, source, model, params.seed, len(rows)))
+        journal.clear()
     accelerator.end_training()
 
 

@@ -46,7 +46,8 @@ def test_scale_and_rotation_are_about_the_centre():
     turned = changed(spot(43.5, 31.5), rotation=30.0)
     y, x = center_of_mass(turned[0, 0].numpy())
     assert np.hypot(x - 31.5, y - 31.5) == pytest.approx(12, abs=0.1)
-    assert abs(np.degrees(np.arctan2(y - 31.5, x - 31.5))) == pytest.approx(30, abs=0.5)
+    # Clockwise: rows count downwards.
+    assert np.degrees(np.arctan2(y - 31.5, x - 31.5)) == pytest.approx(30, abs=0.5)
 
 
 def test_contrast_is_about_the_mean_and_stays_in_range():

@@ -46,7 +46,7 @@ from transformers.initialization import no_init_weights
 from chest.compute import CheckpointError, find_checkpoint, load_normalization, start, to_pixels
 from chest.errors import ParameterError
 from chest.params import load_params
-from chest.qwen import answer_likelihoods, load_reader, visual_tokens
+from chest.qwen import answer_likelihoods, load_reader, pose
 from chest.siglip import (
     TEXT_LENGTH,
     class_embeddings,
@@ -59,7 +59,6 @@ from chest.siglip import (
 
 PAGE = ROOT / "docs" / "checkpoints.md"
 PROMPTS = load_params(ROOT / "params.yaml").prompts.siglip.model_dump()
-CPU = torch.device("cpu")
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
 # SigLIP checkpoints that the page says load: side of the image and of a patch, in px.
@@ -205,7 +204,8 @@ MAKERS = {
 
 
 def draw(side):
-    return np.random.default_rng(0).integers(0, 256, (2, side, side)).astype(np.uint8)
+    drawn = np.random.default_rng(0).integers(0, 256, (2, side, side)).astype(np.uint8)
+    return torch.from_numpy(drawn)
 
 
 def check(probabilities):
@@ -222,7 +222,7 @@ def check(probabilities):
 def test_siglip_answers_by_prompts(tiny, name):
     source, side = tiny(name), SIGLIP[name][0]
     model, tokenizer = load_for_prompts(source, side)
-    pixels = to_pixels(draw(side), load_normalization(source), CPU)
+    pixels = to_pixels(draw(side), load_normalization(source))
     with torch.inference_mode():
         check(score(model, pixels, class_embeddings(model, tokenizer, PROMPTS)))
 
@@ -239,14 +239,14 @@ def test_siglip_answers_as_a_classifier(tiny, name):
 
 @pytest.mark.parametrize("side", [224, 448])
 def test_a_larger_qwen_answers(tiny, side):
-    reader = load_reader(tiny(QWEN), CPU, torch.float32)
-    answers = ("COVID-19", "normal", "tuberculosis")
-    check(answer_likelihoods(reader, draw(side), "Which one?", answers).softmax(1))
+    reader = load_reader(tiny(QWEN), side, start(1))
+    question = pose(reader, "Which one?", ("COVID-19", "normal", "tuberculosis"))
+    check(answer_likelihoods(reader, draw(side), question).softmax(1))
 
 
 def test_a_larger_qwen_has_its_own_output_layer(tiny):
     # A tied one would answer too, with other weights than those that were trained.
-    reader = load_reader(tiny(QWEN), CPU, torch.float32)
+    reader = load_reader(tiny(QWEN), 224, start(1))
     files = [load_file(path) for path in Path(tiny(QWEN).checkpoint).glob("*.safetensors")]
     assert len(files) > 1
     stored = {name: value for file in files for name, value in file.items()}
@@ -319,7 +319,7 @@ def test_another_architecture_is_not_taken_for_siglip(tiny, name, side, kind, lo
 
 def test_another_architecture_is_not_taken_for_qwen2_5_vl(tiny):
     with pytest.raises(CheckpointError, match="of the kind qwen3_vl, but this stage reads qwen2_5"):
-        load_reader(tiny("Qwen/Qwen3-VL-4B-Instruct"), CPU, torch.float32)
+        load_reader(tiny("Qwen/Qwen3-VL-4B-Instruct"), 224, start(1))
 
 
 def test_another_architecture_is_told_before_its_weights_are_fetched(tiny, tmp_path):
@@ -331,7 +331,7 @@ def test_another_architecture_is_told_before_its_weights_are_fetched(tiny, tmp_p
         with pytest.raises(CheckpointError, match="of the kind"):
             load_classifier(source, 224)
         with pytest.raises(CheckpointError, match="of the kind"):
-            load_reader(source, CPU, torch.float32)
+            load_reader(source, 224, start(1))
 
 
 def test_a_text_tower_of_another_length_is_refused_for_prompts_alone(tiny):
@@ -353,9 +353,8 @@ def test_weights_of_another_shape_are_named(tiny, tmp_path):
 
 @pytest.mark.parametrize("side", [384, 512])
 def test_qwen_refuses_the_sides_between(tiny, side):
-    reader = load_reader(tiny(QWEN), CPU, torch.float32)
     with pytest.raises(ParameterError, match=f"{side} px, but Qwen2.5-VL needs a multiple of 28"):
-        visual_tokens(reader, side)
+        load_reader(tiny(QWEN), side, start(1))
 
 
 def test_a_gated_checkpoint_says_so(monkeypatch):

@@ -1,4 +1,4 @@
-"""Where weights come from, what is recorded of a run, and how work is shared."""
+"""Where weights come from, and what is recorded of a run."""
 
 import json
 
@@ -9,9 +9,7 @@ import torch
 from chest.compute import (
     CheckpointError,
     Normalization,
-    answer,
     find_checkpoint,
-    in_batches,
     load_normalization,
     record,
     start,
@@ -25,30 +23,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_pixels_are_normalized_and_repeated_to_three_channels():
     grey = np.random.default_rng(0).integers(0, 256, (2, 5, 7)).astype(np.uint8)
     normal = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    pixels = to_pixels(grey, normal, torch.device("cpu"))
+    pixels = to_pixels(torch.from_numpy(grey), normal)
     assert (pixels.shape, pixels.dtype) == ((2, 3, 5, 7), torch.float32)
     for channel in range(3):
         expected = (grey / 255 - normal.mean[channel]) / normal.std[channel]
         np.testing.assert_allclose(pixels[:, channel], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [1, 3, 7, 100])
-def test_every_row_is_answered_once(size):
-    rows = np.array([4, 5, 9, 10, 11, 40, 41])
-    batches = in_batches(rows, size)
-    assert max(map(len, batches)) <= size
-    answers = answer(start(1), batches, lambda batch: [f"image {row}" for row in batch])
-    assert answers == {row: f"image {row}" for row in rows.tolist()}
-
-
-def test_an_answer_too_few_is_an_error():
-    with pytest.raises(ValueError, match="zip"):
-        answer(start(1), [np.arange(3)], lambda batch: [0])
-
-
-def test_no_gradients_are_kept_while_answering():
-    modes = answer(start(1), [np.arange(1)], lambda batch: [torch.is_inference_mode_enabled()])
-    assert modes == {0: True}
 
 
 def test_a_folder_is_a_checkpoint(checkpoints):

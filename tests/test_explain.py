@@ -11,7 +11,6 @@ from chest.compute import Normalization, start, to_pixels
 from chest.explain import draw_look, look_of_classifier, look_of_prompts, pool
 from chest.siglip import classify, score
 
-CPU = torch.device("cpu")
 PATCH, GRID = 8, 8
 N = GRID**2
 NORMAL = Normalization((0.5,) * 3, (0.5,) * 3)
@@ -24,7 +23,7 @@ def draw(count, rng):
     for image, kind, patch in zip(images, classes, patches, strict=True):
         y, x = PATCH * np.array(divmod(patch, GRID))
         image[y + 1 : y + PATCH - 1, x + 1 : x + PATCH - 1] += (90, 0, -90)[kind]
-    return images.clip(0, 255).astype(np.uint8), classes, patches
+    return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), classes, patches
 
 
 TOWER = {
@@ -39,7 +38,7 @@ def learn(model, parameters, scores, steps):
     optimizer, rng = torch.optim.AdamW(parameters, lr=3e-3), np.random.default_rng(0)
     for _ in range(steps):
         images, classes, _ = draw(32, rng)
-        loss = cross_entropy(scores(to_pixels(images, NORMAL, CPU)), torch.tensor(classes))
+        loss = cross_entropy(scores(to_pixels(images, NORMAL)), torch.tensor(classes))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -78,11 +77,11 @@ def explained(request):
         if request.param == "classifier":
             answers = classify(start(0), model, images, NORMAL).softmax(1)
         else:
-            answers = score(model, to_pixels(images, NORMAL, CPU), TEXTS)
+            answers = score(model, to_pixels(images, NORMAL), TEXTS)
         return answers.numpy()[np.arange(len(images)), classes]
 
     def look(images, classes):
-        pixels = to_pixels(images, NORMAL, CPU)
+        pixels = to_pixels(images, NORMAL)
         if request.param == "classifier":
             return look_of_classifier(model, pixels, classes)
         return look_of_prompts(model, pixels, TEXTS, classes)
@@ -103,7 +102,8 @@ def without(images, patches):
     hidden = np.zeros((len(images), N), bool)
     np.put_along_axis(hidden, patches, True, axis=1)
     hidden = hidden.reshape(-1, GRID, GRID).repeat(PATCH, 1).repeat(PATCH, 2)
-    return np.where(hidden, images.mean((1, 2), keepdims=True), images).astype(np.uint8)
+    mean = images.float().mean((1, 2), keepdim=True).byte()
+    return torch.where(torch.from_numpy(hidden), mean, images)
 
 
 def test_removing_what_is_marked_takes_the_answer_away(explained, marked):
@@ -147,7 +147,7 @@ def test_explaining_leaves_the_answers_as_they_are(explained, marked, classifier
 
 def test_pooling_is_that_of_the_model(prompted, marked):
     with torch.no_grad():
-        output = prompted.vision_model(pixel_values=to_pixels(marked[0], NORMAL, CPU))
+        output = prompted.vision_model(pixel_values=to_pixels(marked[0], NORMAL))
         vectors, paid = pool(prompted.vision_model.head, output.last_hidden_state)
     torch.testing.assert_close(vectors, output.pooler_output)
     assert paid.shape == (len(marked[0]), 4, 1, N)

@@ -18,7 +18,7 @@ from chest.collections import CT_SLICES, CT_VOLUMES, XRAYS
 from chest.dataset import read_manifest
 from chest.errors import run
 from chest.labels import LABELS
-from chest.siglip import TRAINED
+from chest.predictions import TRAINED
 
 predict = load_script("tools/predict.py")
 RAW = Path("data/raw/phantom")

@@ -8,17 +8,20 @@ import pytest
 import torch
 from PIL import Image
 from support import ROOT
+from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from chest.compute import CheckpointError, find_checkpoint
+from chest.compute import CheckpointError, find_checkpoint, start
 from chest.errors import ParameterError
 from chest.params import load_params
 from chest.qwen import (
     answer_likelihoods,
     generate_answers,
     image_inputs,
+    image_tokens,
     load_reader,
     parse_answer,
+    pose,
     prompt_ids,
     visual_tokens,
 )
@@ -28,8 +31,8 @@ ANSWERS = ("COVID-19", "normal", "tuberculosis")
 PROMPTS = load_params(ROOT / "params.yaml").prompts.qwen
 
 
-def load(folder):
-    return load_reader(find_checkpoint(str(folder), "main"), torch.device("cpu"), torch.float32)
+def load(folder, side=224):
+    return load_reader(find_checkpoint(str(folder), "main"), side, start(0))
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +53,17 @@ def talkative(checkpoints):
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).integers(0, 256, (8, 224, 224)).astype(np.uint8)
+    drawn = np.random.default_rng(0).integers(0, 256, (8, 224, 224)).astype(np.uint8)
+    return torch.from_numpy(drawn)
 
 
 def test_the_prompt_is_the_checkpoints_own_with_64_places_for_the_image(reader):
-    ids = prompt_ids(reader, QUESTION, 224)
-    assert ids.count(reader.model.config.image_token_id) == visual_tokens(reader, 224) == 64
+    ids = prompt_ids(reader, QUESTION)
+    assert (
+        ids.count(reader.model.config.image_token_id)
+        == visual_tokens(reader.model.config, 224)
+        == 64
+    )
     text = reader.tokenizer.decode(ids)
     assert text.startswith("<|im_start|>system\n")
     assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -63,9 +71,13 @@ def test_the_prompt_is_the_checkpoints_own_with_64_places_for_the_image(reader):
 
 
 @pytest.mark.parametrize("side", [223, 216, 230])
-def test_a_side_that_the_model_would_resize_is_refused(reader, side):
+def test_a_side_that_the_model_would_resize_is_refused_before_weights_are_read(
+    checkpoints, tmp_path, side
+):
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(checkpoints / "qwen" / name, tmp_path)
     with pytest.raises(ParameterError, match="multiple of 28"):
-        visual_tokens(reader, side)
+        load(tmp_path, side)
 
 
 def test_patches_are_those_of_the_familys_own_preprocessor(reader, images):
@@ -76,16 +88,31 @@ def test_patches_are_those_of_the_familys_own_preprocessor(reader, images):
         image_mean=reader.normalization.mean,
         image_std=reader.normalization.std,
     )
-    pictures = [Image.fromarray(image).convert("RGB") for image in images]
+    pictures = [Image.fromarray(image).convert("RGB") for image in images.numpy()]
     theirs = process(images=pictures, return_tensors="pt")
     ours = image_inputs(reader, images)
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], atol=1e-5, rtol=0)
 
 
+# 280 px: windows of 2 x 2 tokens at the border, beside those of 4 x 4.
+@pytest.mark.parametrize("side", [224, 280])
+def test_the_vision_tower_gives_what_transformers_gives(checkpoints, side):
+    reader = load(checkpoints / "qwen", side)
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, side, side)))
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoints / "qwen").eval()
+    assert plain.model.visual.blocks[0].attn.config._attn_implementation == "sdpa"
+    with torch.inference_mode():
+        inputs = image_inputs(reader, images.to(torch.uint8))
+        theirs = plain.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        ours = image_tokens(reader, images.to(torch.uint8))
+    assert theirs.pooler_output.std() > 1e-3
+    torch.testing.assert_close(ours.flatten(0, 1), theirs.pooler_output, atol=1e-5, rtol=1e-4)
+
+
 def naive_likelihood(reader, image, answer):
     """Prompt and answer in one sequence, as one would score it without any trick."""
-    prompt = prompt_ids(reader, QUESTION, 224)
+    prompt = prompt_ids(reader, QUESTION)
     said = [*reader.tokenizer(answer)["input_ids"], reader.tokenizer.eos_token_id]
     ids = torch.tensor([prompt + said])
     kinds = (ids == reader.model.config.image_token_id).int()
@@ -98,8 +125,12 @@ def naive_likelihood(reader, image, answer):
     return sum(logits[place, token].item() for place, token in zip(places, said, strict=True))
 
 
+def likelihoods(reader, images, answers=ANSWERS):
+    return answer_likelihoods(reader, images, pose(reader, QUESTION, answers))
+
+
 def test_an_answers_score_is_its_log_likelihood(reader, images):
-    scores = answer_likelihoods(reader, images[:2], QUESTION, ANSWERS)
+    scores = likelihoods(reader, images[:2])
     for i, j in np.ndindex(2, 3):
         assert scores[i, j].item() == pytest.approx(
             naive_likelihood(reader, images[i], ANSWERS[j]), abs=1e-4
@@ -107,24 +138,24 @@ def test_an_answers_score_is_its_log_likelihood(reader, images):
 
 
 def test_other_answers_do_not_change_an_answers_score(reader, images):
-    both = answer_likelihoods(reader, images[:1], QUESTION, ANSWERS)
-    alone = answer_likelihoods(reader, images[:1], QUESTION, ANSWERS[2:])
+    both = likelihoods(reader, images[:1])
+    alone = likelihoods(reader, images[:1], ANSWERS[2:])
     torch.testing.assert_close(both[:, 2:], alone, atol=1e-5, rtol=0)
 
 
 def test_images_of_a_batch_do_not_influence_each_other(reader, images):
-    together = answer_likelihoods(reader, images, QUESTION, ANSWERS)
-    apart = torch.cat([answer_likelihoods(reader, i[None], QUESTION, ANSWERS) for i in images])
+    together = likelihoods(reader, images)
+    apart = torch.cat([likelihoods(reader, i[None]) for i in images])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
     assert (together.std(0) > 1e-5).all()  # they do differ by image
-    others = images.copy()
+    others = images.clone()
     others[1:] = 255 - others[1:]
-    first = answer_likelihoods(reader, others, QUESTION, ANSWERS)[:1]
+    first = likelihoods(reader, others)[:1]
     torch.testing.assert_close(together[:1], first, atol=1e-5, rtol=0)
 
 
 def test_free_answers_of_a_batch_do_not_influence_each_other(talkative):
-    images = np.stack([np.full((224, 224), 30 * i, np.uint8) for i in range(8)])
+    images = torch.stack([torch.full((224, 224), 30 * i, dtype=torch.uint8) for i in range(8)])
     together = generate_answers(talkative, images, QUESTION, 6)
     assert together == [generate_answers(talkative, i[None], QUESTION, 6)[0] for i in images]
     assert len(set(together)) > 2

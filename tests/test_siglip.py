@@ -39,7 +39,8 @@ def both(source):
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).integers(0, 256, (5, 224, 224)).astype(np.uint8)
+    drawn = np.random.default_rng(0).integers(0, 256, (5, 224, 224)).astype(np.uint8)
+    return torch.from_numpy(drawn)
 
 
 # --- Prompts ---------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def test_a_class_is_the_mean_of_its_prompts(both):
 
 def test_scores_rank_the_classes_as_the_models_own_logits_do(both, source, images):
     model, tokenizer = both
-    pixels = to_pixels(images, load_normalization(source), torch.device("cpu"))
+    pixels = to_pixels(images, load_normalization(source))
     one = {label: prompts[:1] for label, prompts in PROMPTS.items()}
     ids = tokenize(tokenizer, [one[label][0] for label in LABELS])
     with torch.inference_mode():
@@ -114,7 +115,7 @@ def test_the_classifier_has_the_checkpoints_vision_tower_and_a_new_head(source, 
 def test_all_of_its_parameters_learn(source, images):
     # One without a gradient would stop training on several GPUs.
     model = load_classifier(source, 224)
-    pixels = to_pixels(images, load_normalization(source), torch.device("cpu"))
+    pixels = to_pixels(images, load_normalization(source))
     model(pixel_values=pixels).logits.sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 

@@ -16,6 +16,7 @@ from chest.labels import LABELS
 from chest.metrics import classification_metrics
 from chest.params import FinetuneSiglip
 from chest.predictions import CURVE_COLUMNS
+from chest.resident import place_images
 from chest.siglip import load_classifier
 from chest.training import (
     Plan,
@@ -34,7 +35,7 @@ def settings(**changes):
     values = {
         "checkpoint": "x", "revision": "main", "batch_size": 8, "lr": 1e-3, "warmup_steps": 3,
         "epochs": 3, "weight_decay": 0.01, "balance": "class_modality", "augment": None,
-        "calibrate": "none",
+        "calibrate": "none", "compile": "none", "save_every": 1000,
     }  # fmt: skip
     return FinetuneSiglip(**{**values, **changes})
 
@@ -151,7 +152,8 @@ def run(checkpoints, data, **changes):
     accelerator = start(5)
     source = find_checkpoint(str(checkpoints / "siglip"), "main")
     model = load_classifier(source, 224)
-    task = Task(accelerator, model, data, load_normalization(source), settings(**changes))
+    images = place_images(data.images, accelerator.device)
+    task = Task(accelerator, model, data, images, load_normalization(source), settings(**changes))
     logged = []
     curve, best = train(task, 5, logged.append)
     return task, curve, best, logged
@@ -196,9 +198,9 @@ def test_only_training_images_are_learned_from(checkpoints, data, monkeypatch):
     learned = []
     train_epoch = training.train_epoch
 
-    def spy(task, parallel, optimizer, schedule, drawn, *others):
+    def spy(task, run, parallel, optimizer, drawn, save):
         learned.extend(drawn.ravel().tolist())
-        return train_epoch(task, parallel, optimizer, schedule, drawn, *others)
+        return train_epoch(task, run, parallel, optimizer, drawn, save)
 
     monkeypatch.setattr(training, "train_epoch", spy)
     run(checkpoints, data)

@@ -47,9 +47,8 @@ from chest.labels import LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES, UNPARS
 from chest.params import Params, load_params
 from chest.progress import progress, workers
 from chest.systems import SYSTEM_NAMES
-from chest.volumes import VolumeError, cut_axial_slice, to_grey
+from chest.volumes import VolumeError, cut_axial_slice, slice_index, to_grey
 
-MODEL = Path("models/finetune_siglip")  # chest.siglip.TRAINED, which takes seconds to import
 NOTICE = "Research on public data: no diagnosis, no medical device, not to be used on patients."
 RANDOM = "The weights began as random ones: the answers say nothing about real lungs."
 COLUMNS = ("path", "predicted", *LABELS, "modality")  # of --csv
@@ -95,7 +94,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--model", metavar="FOLDER", type=Path,
-        help=f"the fine-tuned classifier (default: {MODEL})",
+        help=f"the fine-tuned classifier (default: {predictions.TRAINED})",
     )  # fmt: skip
     parser.add_argument(
         "--modality", choices=MODALITIES, help="what the images are, where the files do not say it"
@@ -121,7 +120,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def find_folder_problems(options: argparse.Namespace) -> Iterator[Problem]:
     """What is wrong with the folders that the options name, before anything is read."""
-    folder = options.model or MODEL
+    folder = options.model or predictions.TRAINED
     if options.system == "finetune_siglip" and not (folder / "config.json").is_file():
         found = "no model in it" if folder.is_dir() else "no such folder"
         remedy = "correct --model" if options.model else "run `dvc repro`, or `dvc pull`"
@@ -266,9 +265,8 @@ def cut_series(headers: list[dicom.Header], params: Params, problems: list[Probl
     except dicom.DicomError as error:
         problems.append(error.problem)
         return []
-    count, position = len(slices), params.slices.position
-    index = count // 2 if position == "center" else round(position * (count - 1))
-    return [of_dicom(slices[index], index, count)]
+    index = slice_index(len(slices), params.slices.position)
+    return [of_dicom(slices[index], index, len(slices))]
 
 
 def tell_modality(
@@ -363,38 +361,37 @@ class System:
 
 
 def load_finetuned(options: argparse.Namespace, params: Params) -> System:
+    import torch
     from scipy.special import softmax
 
     from chest.compute import find_checkpoint, load_normalization, record, start, to_pixels
     from chest.explain import look_of_classifier
-    from chest.siglip import classify_rows, load_trained
+    from chest.resident import place_images
+    from chest.siglip import Input, classify_rows, load_trained
 
     accelerator = start(params.seed)
-    source = find_checkpoint(str(options.model or MODEL), "main")
+    source = find_checkpoint(str(options.model or predictions.TRAINED), "main")
     model = load_trained(source, params.image_size).to(accelerator.device)
     normal, size = load_normalization(source), 2 * params.chosen.finetune_siglip.batch_size
 
     def say(images: np.ndarray, rows: np.ndarray, _) -> list[list[float]]:
-        return softmax(classify_rows(accelerator, model, images, rows, normal, size), axis=1)
+        asked = Input(place_images(images, accelerator.device), rows, normal)
+        return softmax(classify_rows(accelerator, model, asked, size), axis=1)
 
     def look(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        return look_of_classifier(model, to_pixels(images, normal, accelerator.device), classes)
+        pixels = to_pixels(torch.from_numpy(images).to(accelerator.device), normal)
+        return look_of_classifier(model, pixels, classes)
 
     return System(say, lambda n: record(accelerator, source, model, params.seed, n), look)
 
 
 def load_prompted(options: argparse.Namespace, params: Params) -> System:
-    from chest.compute import (
-        answer,
-        find_checkpoint,
-        in_batches,
-        load_normalization,
-        record,
-        start,
-        to_pixels,
-    )
+    import torch
+
+    from chest.compute import find_checkpoint, load_normalization, record, start, to_pixels
     from chest.explain import look_of_prompts
-    from chest.siglip import class_embeddings, load_for_prompts, score
+    from chest.resident import place_images
+    from chest.siglip import Input, class_embeddings, compare_rows, load_for_prompts
 
     settings = params.chosen.zeroshot_siglip
     accelerator = start(params.seed)
@@ -405,56 +402,30 @@ def load_prompted(options: argparse.Namespace, params: Params) -> System:
     texts = class_embeddings(model, tokenizer, params.prompts.siglip.model_dump())
 
     def say(images: np.ndarray, rows: np.ndarray, _) -> list[list[float]]:
-        def compare(batch: np.ndarray) -> list[list[float]]:
-            pixels = to_pixels(images[batch], normal, accelerator.device)
-            with accelerator.autocast():
-                return score(model, pixels, texts).tolist()
-
-        answers = answer(accelerator, in_batches(rows, settings.batch_size), compare)
-        return [answers[row] for row in rows.tolist()]
+        asked = Input(place_images(images, accelerator.device), rows, normal)
+        return compare_rows(accelerator, model, texts, asked, settings.batch_size)
 
     def look(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        pixels = to_pixels(images, normal, accelerator.device)
+        pixels = to_pixels(torch.from_numpy(images).to(accelerator.device), normal)
         return look_of_prompts(model, pixels, texts, classes)
 
     return System(say, lambda n: record(accelerator, source, model, params.seed, n), look)
 
 
 def load_qwen(options: argparse.Namespace, params: Params) -> System:
-    import torch
+    from chest.compute import find_checkpoint, record, start
+    from chest.qwen import Asked, ask_rows, load_reader
+    from chest.resident import place_images
 
-    from chest.compute import answer, find_checkpoint, in_batches, record, start
-    from chest.qwen import (
-        answer_likelihoods,
-        generate_answers,
-        load_reader,
-        parse_answer,
-        visual_tokens,
-    )
-
-    settings, prompts = params.chosen.zeroshot_qwen, params.prompts.qwen
+    settings = params.chosen.zeroshot_qwen
     accelerator = start(params.seed)
     source = find_checkpoint(settings.checkpoint, settings.revision)
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    reader = load_reader(source, accelerator.device, dtype)
-    visual_tokens(reader, params.image_size)
-    wordings = {label: getattr(prompts.answers, label) for label in LABELS}
-
-    def ask(images: np.ndarray, modality: str) -> list[list[float] | None]:
-        question = prompts.question.format(modality=getattr(prompts.modality, modality))
-        if settings.method == "likelihood":
-            scores = answer_likelihoods(reader, images, question, list(wordings.values()))
-            return scores.softmax(1).tolist()
-        said = generate_answers(reader, images, question, settings.max_new_tokens)
-        named = [parse_answer(text, wordings) for text in said]
-        return [name and [float(label == name) for label in LABELS] for name in named]
+    reader = load_reader(source, params.image_size, accelerator)
 
     def say(images: np.ndarray, rows: np.ndarray, modalities: list[str]) -> list:
-        modality = dict(zip(rows.tolist(), modalities, strict=True))
-        of_kind = [rows[[m == kind for m in modalities]] for kind in MODALITIES]
-        batches = [b for some in of_kind for b in in_batches(some, settings.batch_size)]
-        answers = answer(accelerator, batches, lambda b: ask(images[b], modality[b[0]]))
-        return [answers[row] for row in rows.tolist()]
+        placed = place_images(images, accelerator.device)
+        asked = Asked(placed, rows, np.array(modalities), params.prompts.qwen, settings)
+        return ask_rows(accelerator, reader, asked)
 
     return System(say, lambda n: record(accelerator, source, reader.model, params.seed, n))
 
@@ -468,12 +439,8 @@ SYSTEMS = {
 
 def tabulate(items: list[Found], said: list[list[float] | None]) -> pd.DataFrame:
     """The answers as in the predictions' files: COLUMNS, then slice and slices; n rows."""
-    unparsed = np.array([probabilities is None for probabilities in said])
-    equal = [1 / len(LABELS)] * len(LABELS)
     numbered = pd.DataFrame({"image_id": range(len(items)), "split": "", "label": ""})
-    table = predictions.tabulate(
-        numbered, np.array([equal if p is None else p for p in said]), unparsed
-    )
+    table = predictions.tabulate(numbered, said)
     return table.drop(columns=["image_id", "split", "actual"]).assign(
         path=[str(item.path) for item in items],
         modality=[item.modality for item in items],

@@ -1,0 +1,101 @@
+"""A script among others on the machine: signals that end it, and one run of a stage at a time."""
+
+import errno
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WORK = Path(".resume")  # locks and unfinished work; neither Git nor DVC tracks it
+ENDING = (signal.SIGINT, signal.SIGTERM)
+GRACE = 4.0  # seconds from a signal to the end, where work must first come to a point
+
+
+class Interrupted(KeyboardInterrupt):
+    """The script was told to end; ``signal`` is the number, ``note`` what is left behind."""
+
+    def __init__(self, number: int, note: str = "nothing half-written is left behind"):
+        self.signal = number
+        self.note = note
+        super().__init__(note)
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Meanwhile SIGTERM raises Interrupted, as Ctrl-C does, so that everything is tidied up."""
+
+    def end(number: int, _frame) -> None:
+        raise Interrupted(number)
+
+    with _handling(dict.fromkeys(ENDING, end)):
+        yield
+
+
+@contextmanager
+def deferring_signals() -> Iterator[Callable[[], int]]:
+    """Meanwhile a signal to end is noted only: the function that is given returns its number, or 0.
+
+    So work can stop where its state is whole. After GRACE seconds, or by the same signal a second
+    time, Interrupted is raised after all.
+    """
+    asked: list[int] = []
+
+    def note(number: int, _frame) -> None:
+        # Another signal is no second request: a launcher sends SIGTERM after the terminal's SIGINT.
+        if number in asked:
+            raise Interrupted(number)
+        asked.append(number)
+        signal.setitimer(signal.ITIMER_REAL, GRACE)
+
+    def overdue(_number: int, _frame) -> None:
+        raise Interrupted(asked[0])
+
+    with _handling({**dict.fromkeys(ENDING, note), signal.SIGALRM: overdue}):
+        try:
+            yield lambda: asked[0] if asked else 0
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
+def alone(stage: str) -> Iterator[None]:
+    """Hold the lock of `stage` in the working directory; it goes with the process that held it.
+
+    Of the processes that `accelerate launch` starts the first one holds it for all. Raises
+    BlockingIOError where another run holds it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    WORK.mkdir(exist_ok=True)
+    with open(WORK / f"{stage}.lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(
+                errno.EWOULDBLOCK,
+                f"{stage} is running in this folder already (process {file.read().strip()}):"
+                " wait for it, or end it",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _handling(handlers: dict[int, Callable]) -> Iterator[None]:
+    """Handle these signals so, and as before afterwards; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,278 @@
+"""How a run may end, by force or by a fault: what was there stays, and the next run makes it good.
+
+CHEST_KILLS sets how often each stage is killed (10); `make soak` raises it.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from support import ROOT, copy_repository, run_in, write_params
+
+KILLS = int(os.environ.get("CHEST_KILLS", "10"))
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES = ("extract_slices", "build_manifest", "split", "audit", "floors", "zeroshot_qwen",
+          "zeroshot_siglip", "finetune_siglip", "probe_shortcuts", "evaluate")  # fmt: skip
+SMALL = {
+    "phantom.expected_counts": None,
+    "phantom.finetune_siglip.epochs": 3,
+    "phantom.finetune_siglip.warmup_steps": 3,
+    "phantom.finetune_siglip.save_every": 2,
+    "phantom.zeroshot_qwen.images": "all",
+    "phantom.zeroshot_qwen.batch_size": 8,
+    "phantom.zeroshot_siglip.images": "all",
+    "phantom.zeroshot_siglip.batch_size": 8,
+}
+
+
+def outs(stage: str) -> list[str]:
+    """The files and folders that a stage writes."""
+    content = PIPELINE[stage]
+    listed = [*content["outs"], *content.get("metrics", [])]
+    return [out if isinstance(out, str) else next(iter(out)) for out in listed]
+
+
+def contents(folder: Path, stage: str) -> dict[str, bytes]:
+    """{path: bytes} of all that a stage has written in `folder`."""
+    found = {}
+    for out in outs(stage):
+        path = folder / out
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file():
+                found[str(file.relative_to(folder))] = file.read_bytes()
+    return found
+
+
+@dataclass(frozen=True)
+class Zygote:
+    """The process of zygote.py, and where what its children print goes."""
+
+    process: subprocess.Popen
+    output: Path
+
+    def start(self, folder: Path, stage: str, size: int | None = None, plain=False):
+        """Start a stage; returns its process number."""
+        self.output.write_text("")
+        self.output.chmod(0o666)
+        order = {"folder": str(folder), "stage": stage, "output": str(self.output), "size": size,
+                 "plain": plain}  # fmt: skip
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the stage's end: its exit code (below 0: the signal) and what it printed."""
+        code = int(self.process.stdout.readline())
+        return code, self.output.read_text(errors="replace")
+
+    def strike(self, folder: Path, stage: str, moment: float, number: int) -> tuple[int, str]:
+        """Run a stage, and send it a signal after `moment` seconds; returns its end."""
+        process = self.start(folder, stage)
+        time.sleep(moment)
+        with suppress(ProcessLookupError):  # it was done by then
+            os.kill(process, number)
+        return self.end()
+
+    def run(self, folder: Path, stage: str, **limits) -> tuple[int, str]:
+        self.start(folder, stage, **limits)
+        return self.end()
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "zygote.py"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    yield Zygote(process, tmp_path_factory.mktemp("printed") / "output")
+    process.stdin.close()
+    process.wait()
+
+
+def small_clone(folder: Path, phantoms: Path, checkpoints: Path) -> Path:
+    """A clone with few phantoms and the tiny checkpoints, of which nothing has run."""
+    copy_repository(folder)
+    (folder / "data" / "dvc.yaml").unlink()
+    (folder / "dvc.lock").unlink()
+    for name in ("metrics", "plots"):
+        shutil.rmtree(folder / name)
+    shutil.copytree(phantoms, folder / "data/raw/phantom")
+    shutil.copytree(checkpoints, folder / "data/checkpoints/phantom")
+    write_params(folder, **SMALL)
+    run_in(folder, "git", "add", "--all")
+    run_in(folder, "git", "commit", "--quiet", "--message", "Few phantoms")
+    return folder
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A clone in which every stage ran in peace: what each wrote, and how long it took (s)."""
+
+    folder: Path
+    written: dict[str, dict[str, bytes]]
+    seconds: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(zygote, phantoms, checkpoints, tmp_path_factory):
+    folder = small_clone(tmp_path_factory.mktemp("ends") / "undisturbed", phantoms, checkpoints)
+    written, seconds = {}, {}
+    for stage in STAGES:
+        began = time.perf_counter()
+        assert zygote.run(folder, stage)[0] == 0, zygote.output.read_text()
+        seconds[stage] = time.perf_counter() - began
+        written[stage] = contents(folder, stage)
+        assert len(written[stage]) >= len(outs(stage))
+    return Undisturbed(folder, written, seconds)
+
+
+@pytest.fixture(scope="module")
+def again(undisturbed):
+    """A copy of that clone, for tests that leave it as they found it."""
+    return shutil.copytree(undisturbed.folder, undisturbed.folder.with_name("again"), symlinks=True)
+
+
+# --- Killed ----------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_the_pipeline_ends_with_the_same_bytes(
+    zygote, undisturbed, phantoms, checkpoints
+):
+    clone = small_clone(undisturbed.folder.with_name("killed"), phantoms, checkpoints)
+    moments, died = random.Random(0), dict.fromkeys(STAGES, 0)
+    for stage in STAGES:
+        whole = undisturbed.written[stage]
+        for _ in range(KILLS):
+            moment = moments.uniform(0, undisturbed.seconds[stage])
+            code, printed = zygote.strike(clone, stage, moment, signal.SIGKILL)
+            assert code in (0, -signal.SIGKILL), printed
+            died[stage] += code != 0
+            # Of what is there by now, everything is whole.
+            for path, content in contents(clone, stage).items():
+                assert content == whole[path], f"{stage}: {path}"
+        run_in(clone, "dvc", "repro", "--single-item", stage)
+        assert contents(clone, stage) == whole, stage
+    assert sum(died.values()) > KILLS * len(STAGES) / 3, died
+    assert run_in(clone, "dvc", "status").strip() == "Data and pipelines are up to date."
+    left = [p for p in clone.rglob(".*") if p.name.endswith((".partial", ".old"))]
+    assert left == []
+    print(f"kills survived: {sum(died.values())} of {KILLS * len(STAGES)}: {died}")
+
+
+# --- Ended -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_signal_ends_a_stage_cleanly(zygote, undisturbed, again, stage, number):
+    moment, began = 0.6 * undisturbed.seconds[stage], time.perf_counter()
+    code, printed = zygote.strike(again, stage, moment, number)
+    assert time.perf_counter() - began - moment < 5
+    said = [line for line in printed.splitlines() if "Interrupted" in line or "Error" in line]
+    if code == 0:  # it was done by then
+        assert said == []
+    else:
+        assert code == 128 + number, printed
+        assert len(said) == 1
+        assert said[0].startswith("Interrupted: ")
+        assert "Traceback" not in printed
+    assert contents(again, stage) == undisturbed.written[stage]
+    assert not [p for p in again.rglob(".*") if p.name.endswith((".partial", ".old"))]
+
+
+def test_an_interrupted_training_goes_on_where_it_was(zygote, undisturbed, again):
+    stage, steps = "finetune_siglip", []
+    for _ in range(4):
+        moment = 0.5 * undisturbed.seconds[stage]
+        _, printed = zygote.strike(again, stage, moment, signal.SIGTERM)
+        steps += [int(step) for step in re.findall(r"after step (\d+)", printed)]
+    code, printed = zygote.run(again, stage)
+    assert code == 0, printed
+    # Each run says where it goes on, and where the next one will.
+    assert len(set(steps)) >= 2
+    assert steps == sorted(steps)
+    assert contents(again, stage) == undisturbed.written[stage]
+    assert not (again / ".resume" / stage).exists()
+
+
+# --- No room, no permission, no input, not alone ---------------------------------------------
+
+
+def fails(zygote, folder, stage, **limits):
+    """The message of a stage that must end with exit code 1, and leave what was there."""
+    before = contents(folder, stage)
+    code, printed = zygote.run(folder, stage, **limits)
+    assert code == 1, printed
+    assert "Traceback" not in printed
+    (message,) = re.findall(r"^ERROR: .*", printed, re.MULTILINE)
+    assert contents(folder, stage) == before
+    assert not [p for p in folder.rglob(".*") if p.name.endswith((".partial", ".old"))]
+    return message + printed.split(message, 1)[1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_where_a_file_cannot_grow_what_was_there_stays(zygote, again, stage):
+    # As on a full disk: the system refuses to write on. The training opens DVC's data base first.
+    limits = (100, 300_000) if stage == "finetune_siglip" else (100,)
+    for size in limits:
+        told = fails(zygote, again, stage, size=size)
+        assert "File too large" in told or "disk I/O error" in told
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_without_permission_what_was_there_stays(zygote, again, stage):
+    folders = {(again / out).parent for out in outs(stage)}
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        assert "Permission denied" in fails(zygote, again, stage, plain=True)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def inputs():
+    """Each stage with each of the files and folders that it reads."""
+    for stage in STAGES:
+        for dep in PIPELINE[stage]["deps"]:
+            if not dep.endswith(".py") and not dep.startswith("chest/"):
+                yield stage, dep.replace("${profile}", "phantom")
+
+
+@pytest.mark.parametrize(("stage", "dep"), [*inputs()])
+def test_an_input_that_has_vanished_is_named(zygote, again, stage, dep):
+    aside = again / "aside"
+    (again / dep).rename(aside)
+    try:
+        assert Path(dep).name in fails(zygote, again, stage)
+    finally:
+        aside.rename(again / dep)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_second_run_at_once_is_refused(zygote, again, stage):
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, 2); f.write('7'); \
+f.flush(); print('held', flush=True); input()"
+    lock = again / ".resume" / f"{stage}.lock"
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text("")
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as other:  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        assert f"{stage} is running in this folder already (process 7)" in fails(
+            zygote, again, stage
+        )
+        other.stdin.write("\n")
+        other.stdin.close()
