@@ -13,8 +13,11 @@ bits by chance among the 41 million pairs of CT slices of different people in tw
 splits.
 """
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import imagehash
@@ -30,14 +33,22 @@ from chest.splitting import shared_between_splits
 
 AUDIT = Path("data/audit")
 NEAR_DUPLICATES = AUDIT / "near_duplicates.csv"
+BY_DISTANCE = AUDIT / "by_distance.csv"
+COUNTS = AUDIT / "counts.json"
 DESCRIBED = ("image_id", "split", "label", "patient_id", "collection")
 NEAR_COLUMNS = ("distance", *(f"{column}_{side}" for side in "ab" for column in DESCRIBED))
+SPLIT_PAIRS = tuple("_".join(pair) for pair in combinations(SPLITS, 2))
+COUNTED = ("pairs", "train_test", "train_val", "val_test", "other_label", "same_patient")
+TWINNED = "test_images"  # beside COUNTED: images of test that have a near-duplicate in training
 
 HASH_SIDE = 16  # the hash is of the lowest 16 x 16 frequencies: 256 bits
 THRESHOLD = 24
+LISTED = 200_000  # pairs at most that are listed, the closest; all are counted, however many
 BATCH = 256  # images that a worker hashes at a time
-CHUNK = 1 << 20  # pairs that are compared at a time: some 100 MB
+CHUNK = 1 << 20  # pairs that are compared at a time: some 150 MB
 
+
+REMEDY = "run `dvc repro audit` to make it again"
 
 # --- Near-duplicates -------------------------------------------------------------------------
 
@@ -57,81 +68,156 @@ def _hash(images: np.ndarray) -> np.ndarray:
 
 def near_pairs(
     hashes: np.ndarray, groups: np.ndarray, threshold: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """All pairs of rows of different `groups` whose hashes differ in at most `threshold` bits.
 
-    `hashes` is uint64 (N, words), `groups` (N,). Returns the first and second rows of the pairs,
-    int64, first < second, sorted, and in how many bits they differ.
+    `hashes` is uint64 (N, words), `groups` (N,). Yields each pair once, in parts of at most CHUNK:
+    the rows in the lower and in the higher group, int64, and in how many bits they differ.
 
-    The bits are dealt to threshold // 2 + 1 bands. Two hashes that differ in two or more bits of
-    every band differ in more than `threshold` in all: so only pairs that differ in at most one bit
-    of some band are compared, and none is missed. Memory is bounded however many share a band.
+    The bits are dealt to threshold // 2 + 1 bands or more. Two hashes that differ in two or more
+    bits of every band differ in more than `threshold` in all: so only pairs that differ in at most
+    one bit of some band are compared, and none is missed. Memory is bounded however many share a
+    band; and where nearly all do, each pair is compared once and not once a band.
     """
     bits = np.unpackbits(hashes.view(np.uint8), axis=1)
-    bands = threshold // 2 + 1
-    found = np.empty(0, np.int64)
-    for k in range(bands):
-        # Every so many bits: each band has coarse structure, which chests share, and fine detail.
-        band = bits[:, k::bands]
-        keys = band @ (1 << np.arange(band.shape[1]))
-        near = (
-            _keep_near(hashes, groups, threshold, a, b) for a, b in _candidates(keys, band.shape[1])
-        )
-        found = np.unique(np.concatenate([found, *near]))
-    first, second = np.divmod(found, len(hashes))
-    return first, second, _distances(hashes, first, second)
+    count = max(threshold // 2 + 1, hashes.shape[1])  # at most 64 bits a band: a number holds them
+    # Every so many bits: each band has coarse structure, which chests share, and fine detail.
+    masks = np.arange(bits.shape[1]) % count == np.arange(count)[:, None]
+    words = np.packbits(masks, axis=1).view(np.uint64)
+    for low, high in combinations(np.unique(groups), 2):
+        first, second = np.flatnonzero(groups == low), np.flatnonzero(groups == high)
+        bands = [Band(bits[first][:, mask], bits[second][:, mask]) for mask in masks]
+        if sum(band.count() for band in bands) < len(first) * len(second):
+            candidates = ((k, *pair) for k, band in enumerate(bands) for pair in band.pairs())
+        else:
+            candidates = ((0, *pair) for pair in _spread_out(np.full(len(first), len(second))))
+        for k, a, b in candidates:
+            yield _keep_near(hashes, first[a], second[b], threshold, words[:k])
 
 
 def _keep_near(
-    hashes: np.ndarray, groups: np.ndarray, threshold: int, a: np.ndarray, b: np.ndarray
-) -> np.ndarray:
-    """Those of the pairs `a`, `b` that near_pairs looks for, each as first * N + second."""
-    apart = groups[a] != groups[b]
-    a, b = a[apart], b[apart]
-    near = _distances(hashes, a, b) <= threshold
-    a, b = a[near], b[near]
-    return np.minimum(a, b) * len(hashes) + np.maximum(a, b)
+    hashes: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: int, earlier: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The near ones of the pairs `a`, `b`, but those that an `earlier` band found; their distance.
 
-
-def _candidates(keys: np.ndarray, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each pair of rows whose `keys`, of `width` bits, differ in at most one bit, CHUNK at a time.
-
-    For each bit that may differ (or none), the rows that fit a row stand side by side in the sorted
-    keys; a pair is taken where the other row stands behind.
+    `earlier` are the masks of these bands, uint64 (bands, words).
     """
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    for flip in (0, *(1 << np.arange(width))):
-        start = np.maximum(np.searchsorted(keys, keys ^ flip, "left"), np.arange(len(keys)) + 1)
-        counts = np.maximum(np.searchsorted(keys, keys ^ flip, "right") - start, 0)
-        ends = np.cumsum(counts)
-        for low in range(0, int(counts.sum()), CHUNK):
-            pair = np.arange(low, min(low + CHUNK, ends[-1]))
-            row = np.searchsorted(ends, pair, "right")
-            yield order[row], order[start[row] + pair - (ends - counts)[row]]
+    distance = sum(np.bitwise_count(word[a] ^ word[b]).astype(np.int64) for word in hashes.T)
+    near = distance <= threshold
+    a, b, distance = a[near], b[near], distance[near]
+    new = np.ones(len(a), bool)
+    for mask in earlier:
+        new &= np.bitwise_count((hashes[a] ^ hashes[b]) & mask).sum(1) > 1
+    return a[new], b[new], distance[new]
 
 
-def _distances(hashes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """In how many bits rows `a` and `b` of `hashes` differ, pair by pair, int64."""
-    return np.bitwise_count(hashes[a] ^ hashes[b]).sum(1, dtype=np.int64)
+class Band:
+    """The pairs of two sets of hashes that differ in at most one bit of a band.
 
-
-def find_near_duplicates(labelled: pd.DataFrame, hashes: np.ndarray) -> pd.DataFrame:
-    """Every pair of near-duplicates in two splits: NEAR_COLUMNS, closest first, then by image_id.
-
-    `labelled` is the manifest with the column split, row i of `hashes` that of its row i. The
-    image of the split that comes first (train, val, test) is `a`.
+    `first` and `second` are the band's bits, (n, width) and (m, width). For each bit that may
+    differ (or none), those of one set that fit a hash of the other stand side by side in its order.
     """
-    rank = labelled["split"].map(SPLITS.index).to_numpy()
-    first, second, distance = near_pairs(hashes, rank, THRESHOLD)
-    swap = rank[first] > rank[second]
-    a, b = np.where(swap, second, first), np.where(swap, first, second)
+
+    def __init__(self, first: np.ndarray, second: np.ndarray):
+        bits = 1 << np.arange(first.shape[1])
+        self.flips = (0, *bits.tolist())
+        first, second = first @ bits, second @ bits
+        self.orders = np.argsort(first, kind="stable"), np.argsort(second, kind="stable")
+        self.keys = first[self.orders[0]], second[self.orders[1]]
+
+    def count(self) -> int:
+        """How many pairs there are."""
+        return sum(int(counts.sum()) for _, counts in map(self._fitting, self.flips))
+
+    def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The pairs, CHUNK at a time: rows of `first` and of `second`, int64."""
+        for starts, counts in map(self._fitting, self.flips):
+            for row, place in _spread_out(counts):
+                yield self.orders[0][starts[row] + place], self.orders[1][row]
+
+    def _fitting(self, flip: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where in the first's order those begin that fit each of the second, and how many."""
+        wanted = self.keys[1] ^ flip
+        starts = np.searchsorted(self.keys[0], wanted, "left")
+        return starts, np.searchsorted(self.keys[0], wanted, "right") - starts
+
+
+def _spread_out(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """i and 0, i and 1, up to i and counts[i] - 1, for each i: int64, CHUNK at a time."""
+    ends = np.cumsum(counts)
+    for low in range(0, int(counts.sum()), CHUNK):
+        pair = np.arange(low, min(low + CHUNK, ends[-1]))
+        row = np.searchsorted(ends, pair, "right")
+        yield row, pair - (ends - counts)[row]
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """The near-duplicates in two splits.
+
+    ``pairs``: NEAR_COLUMNS, closest first, then by image_id; `a` is the image of the split that
+    comes first (train, val, test). At most LISTED of them: more would help nobody, and of pictures
+    that are all alike there are billions.
+    ``by_distance``: how many pairs there are in all: distance, same_patient, other_patient.
+    ``counts``: how many there are in all, COUNTED, and how many TWINNED.
+    """
+
+    pairs: pd.DataFrame
+    by_distance: pd.DataFrame
+    counts: dict[str, int]
+
+
+def find_near_duplicates(labelled: pd.DataFrame, hashes: np.ndarray) -> NearDuplicates:
+    """List and count the near-duplicates in two splits.
+
+    `labelled` is the manifest with the column split, row i of `hashes` that of its row i.
+    """
+    n, split = len(labelled), labelled["split"].map(SPLITS.index).to_numpy(np.int64)
+    patient, label = (pd.factorize(labelled[column])[0] for column in ("patient_id", "label"))
+    order = np.argsort(labelled["image_id"].to_numpy(), kind="stable")
+    place = np.argsort(order)  # of each row among the image ids
+    shape = THRESHOLD + 1, len(SPLIT_PAIRS), 2, 2
+    tally, closest, twinned = np.zeros(shape, np.int64), np.empty(0, np.int64), np.zeros(n, bool)
+    for a, b, distance in near_pairs(hashes, split, THRESHOLD):
+        pair = split[a] + split[b] - 1  # its number in SPLIT_PAIRS
+        cell = distance, pair, label[a] != label[b], patient[a] == patient[b]
+        cells = np.ravel_multi_index(tuple(x.astype(np.int64) for x in cell), shape)
+        tally += np.bincount(cells, minlength=tally.size).reshape(shape)
+        twinned[b[pair == SPLIT_PAIRS.index("train_test")]] = True
+        closest = _least([closest, (distance * n + place[a]) * n + place[b]], LISTED)
+    distance, pair = np.divmod(np.sort(closest), n * n)
+    pairs = _describe(labelled, distance, *(order[x] for x in np.divmod(pair, n)))
+    return NearDuplicates(pairs, _by_distance(tally), _count(tally) | {TWINNED: int(twinned.sum())})
+
+
+def _least(parts: list[np.ndarray], n: int) -> np.ndarray:
+    """The `n` least numbers of `parts`, or all of them; in any order."""
+    numbers = np.concatenate(parts)
+    return numbers if len(numbers) <= n else np.partition(numbers, n - 1)[:n]
+
+
+def _describe(
+    labelled: pd.DataFrame, distance: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> pd.DataFrame:
     sides = [
         labelled[list(DESCRIBED)].iloc[rows].reset_index(drop=True).add_suffix(f"_{side}")
         for side, rows in (("a", a), ("b", b))
     ]
-    table = pd.concat([pd.Series(distance, name="distance"), *sides], axis=1)
-    return table.sort_values(["distance", "image_id_a", "image_id_b"], ignore_index=True)
+    return pd.concat([pd.Series(distance, name="distance"), *sides], axis=1)
+
+
+def _by_distance(tally: np.ndarray) -> pd.DataFrame:
+    other, same = tally.sum((1, 2)).T
+    counts = pd.DataFrame({"same_patient": same, "other_patient": other}).rename_axis("distance")
+    return counts[counts.any(axis=1)].reset_index()
+
+
+def _count(tally: np.ndarray) -> dict[str, int]:
+    """COUNTED of a `tally` of pairs by distance, splits, other label and same patient."""
+    by_splits = dict(zip(SPLIT_PAIRS, tally.sum((0, 2, 3)).tolist(), strict=True))
+    other_label, same_patient = tally[:, :, 1].sum(), tally[..., 1].sum()
+    found = {"pairs": tally.sum(), "other_label": other_label, "same_patient": same_patient}
+    return {name: int((by_splits | found)[name]) for name in COUNTED}
 
 
 def read_near_duplicates() -> pd.DataFrame:
@@ -143,16 +229,26 @@ def read_near_duplicates() -> pd.DataFrame:
     try:
         return table.astype({"distance": np.int64})
     except ValueError as error:
-        remedy = "run `dvc repro audit` to make it again"
-        raise InputError([Problem(NEAR_DUPLICATES, str(error), "distances", remedy)]) from None
+        raise InputError([Problem(NEAR_DUPLICATES, str(error), "distances", REMEDY)]) from None
 
 
-def count_by_distance(near_duplicates: pd.DataFrame) -> pd.DataFrame:
-    """How many pairs there are at each distance: distance, same_patient, other_patient."""
-    same = near_duplicates["patient_id_a"] == near_duplicates["patient_id_b"]
-    counts = pd.DataFrame({"distance": near_duplicates["distance"], "same_patient": same})
-    counts["other_patient"] = ~same
-    return counts.groupby("distance", as_index=False).sum()
+def read_counts() -> dict[str, int]:
+    """``data/audit/counts.json``: COUNTED and TWINNED, of all pairs, those that are not listed too.
+
+    Raises InputError where the file is missing, or holds anything else.
+    """
+    names = (*COUNTED, TWINNED)
+    try:
+        counts = json.loads(COUNTS.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError([Problem(COUNTS, str(error), "numbers of pairs", REMEDY)]) from None
+    if (
+        not isinstance(counts, dict)
+        or {*counts} != {*names}
+        or not all(type(count) is int and count >= 0 for count in counts.values())
+    ):
+        raise InputError([Problem(COUNTS, str(counts), f"numbers: {', '.join(names)}", REMEDY)])
+    return counts
 
 
 def worst_pairs(near_duplicates: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -189,39 +285,29 @@ def _count_by_site(labelled: pd.DataFrame) -> pd.DataFrame:
     return counts.reset_index()
 
 
-def leak_counts(labelled: pd.DataFrame, near_duplicates: pd.DataFrame) -> dict:
+def leak_counts(labelled: pd.DataFrame, near_duplicates: dict[str, int]) -> dict:
     """What the splits share, as a nested dict of numbers; shares from 0 to 1 of 4 places.
 
-    `labelled` is the manifest with the column split. ``shared``: patients and pixel contents in
-    more than one split. ``near_duplicates``: pairs across splits, in all, by pair of splits, of
-    different labels, of one patient. ``test_share``: of the test images, how many have their
-    patient, or a near-duplicate, in training.
+    `labelled` is the manifest with the column split, `near_duplicates` the counts of
+    `NearDuplicates`. ``shared``: patients and pixel contents in more than one split.
+    ``near_duplicates``: pairs across splits, in all, by pair of splits, of different labels, of one
+    patient. ``test_share``: of the test images, how many have their patient, or a near-duplicate,
+    in training.
     """
     split, patient = labelled["split"], labelled["patient_id"]
-    test = labelled[split == "test"]
-    pairs = near_duplicates["split_a"] + "_" + near_duplicates["split_b"]
-    twins = near_duplicates.loc[pairs == "train_test", "image_id_b"]
+    of_test = patient[split == "test"]
     return {
         "shared": {
             "patients": len(shared_between_splits(labelled, split, "patient_id")),
             "pixels": len(shared_between_splits(labelled, split, "pixel_hash")),
         },
-        "near_duplicates": {
-            "pairs": len(near_duplicates),
-            **{
-                name: int((pairs == name).sum()) for name in ("train_test", "train_val", "val_test")
-            },
-            "other_label": int((near_duplicates["label_a"] != near_duplicates["label_b"]).sum()),
-            "same_patient": int(
-                (near_duplicates["patient_id_a"] == near_duplicates["patient_id_b"]).sum()
-            ),
-        },
+        "near_duplicates": {name: near_duplicates[name] for name in COUNTED},
         "test_share": {
-            "patient_in_train": _share(test["patient_id"].isin(patient[split == "train"])),
-            "near_duplicate_in_train": _share(test["image_id"].isin(twins)),
+            "patient_in_train": _share(of_test.isin(patient[split == "train"]).sum(), len(of_test)),
+            "near_duplicate_in_train": _share(near_duplicates[TWINNED], len(of_test)),
         },
     }
 
 
-def _share(chosen: pd.Series) -> float:
-    return round(float(chosen.mean()), 4) if len(chosen) else 0.0
+def _share(count: int, total: int) -> float:
+    return round(float(count / total), 4) if total else 0.0

@@ -6,11 +6,12 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from chest.floors import FLOORS
 from chest.labels import COLLECTION_NAMES, LABEL_NAMES, LABELS, MODALITY_NAMES, SPLITS
 from chest.params import Params
-from chest.systems import PROBE_NAMES
+from chest.systems import PROBE_NAMES, TRAINED
+from chest.tables import markdown
 
-TRAINED = "finetune_siglip"
 TEMPLATES = Path(__file__).parent / "templates"
 NOTICE = (
     "**This is research on public data. It is no diagnosis, no medical device, and must not be used"
@@ -67,7 +68,7 @@ def _values(run: Run) -> dict:
     test = run.labelled[run.labelled["split"] == "test"]
     sites = run.within[(run.within["system"] == TRAINED) & (run.within["within"] == "site")]
     overall = run.probes[run.probes["within"] == "all"].set_index("probe")["uar"]
-    floors = run.uars[(run.uars["within"] == "all") & run.uars["system"].str.startswith("floor_")]
+    floors = run.uars[(run.uars["within"] == "all") & run.uars["system"].isin(FLOORS)]
     modalities = run.labelled.groupby("label")["modality"].unique()
     return {
         "notice": NOTICE + (PHANTOM if run.params.profile == "phantom" else ""),
@@ -110,7 +111,7 @@ def _data_table(labelled: pd.DataFrame) -> str:
         [LABEL_NAMES[label], COLLECTION_NAMES[collection], *row]
         for (label, collection), row in zip(cells.index, cells.to_numpy(), strict=True)
     ]
-    return _markdown(["class", "collection", *SPLITS], rows)
+    return markdown(["class", "collection", *SPLITS], rows)
 
 
 def _figures(
@@ -122,13 +123,8 @@ def _figures(
     for key, own in table.groupby(by, sort=False):
         values = own.set_index(across)[[figure, "low", "high"]].reindex(columns)
         rows.append([names[key], *(_interval(*limits) for limits in 100 * values.to_numpy())])
-    return _markdown([figure.replace("uar", "UAR"), *(heads[column] for column in columns)], rows)
+    return markdown([figure.replace("uar", "UAR"), *(heads[column] for column in columns)], rows)
 
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.1f} % ({low:.1f} to {high:.1f})"
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

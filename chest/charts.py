@@ -27,18 +27,18 @@ from chest.labels import COLLECTION_NAMES, LABEL_NAMES, LABELS, MODALITIES, MODA
 from chest.metrics import classification_metrics
 from chest.regions import HIDDEN
 from chest.scores import ALL
-from chest.systems import PROBE_NAMES, SYSTEMS
+from chest.systems import PROBE_NAMES, SYSTEMS, TRAINED
 
 # Of Okabe and Ito's palette, which colour-blind people tell apart, those that stand out on white.
 GREY = "#767676"
 COLOURS = {
     "zeroshot_qwen": "#D55E00",
     "zeroshot_siglip": "#009E73",
-    "finetune_siglip": "#0072B2",
+    TRAINED: "#0072B2",
     **dict.fromkeys(FLOORS, GREY),
 }
 OTHER = "#CC79A7"  # a system that has no colour of its own
-TRAINED, SECOND = COLOURS["finetune_siglip"], "#E69F00"
+FIRST, SECOND = COLOURS[TRAINED], "#E69F00"
 WIDTH, DPI = 7.0, 130  # inches; dots an inch
 STYLE = {
     "font.size": 11,
@@ -183,7 +183,7 @@ def draw_probes(path: Path, probes: pd.DataFrame, name: str) -> None:
     `probes` has the columns probe, within (all, ct or xray), uar, low, high, n, bar.
     """
     marks = {
-        probe: Mark(PROBE_NAMES[probe], TRAINED, probe in LUNGLESS)
+        probe: Mark(PROBE_NAMES[probe], FIRST, probe in LUNGLESS)
         for probe in _in_order(probes["probe"], PROBE_NAMES)
     }
     title = "A model that still answers with the lungs hidden has learned the scanner"
@@ -269,7 +269,7 @@ def draw_reliability(path: Path, bins: pd.DataFrame, name: str) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         _accuracies(upper, bins)
         bars = lower.bar(
-            bins["low"], bins["n"], bins["high"] - bins["low"], align="edge", color=TRAINED,
+            bins["low"], bins["n"], bins["high"] - bins["low"], align="edge", color=FIRST,
             edgecolor="white",
         )  # fmt: skip
         lower.bar_label(bars, [f"{n:,}" for n in bins["n"]], padding=1)
@@ -281,9 +281,9 @@ def draw_reliability(path: Path, bins: pd.DataFrame, name: str) -> None:
 def _accuracies(axes: Axes, bins: pd.DataFrame) -> None:
     confidence, accuracy, n = bins["confidence"], bins["accuracy"], bins["n"]
     axes.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1)
-    axes.vlines(confidence, confidence, accuracy, TRAINED, alpha=0.5)
+    axes.vlines(confidence, confidence, accuracy, FIRST, alpha=0.5)
     area = 25 + 200 * n / n.max()
-    axes.scatter(confidence, accuracy, area, TRAINED, zorder=3, clip_on=False)
+    axes.scatter(confidence, accuracy, area, FIRST, zorder=3, clip_on=False)
     grey = {"transform": axes.transAxes, "color": "0.4"}
     axes.text(0.02, 0.98, "Right more often than it says", va="top", **grey)
     axes.text(0.98, 0.02, "Surer than it should be", ha="right", **grey)
@@ -322,7 +322,7 @@ def _curves(
     axes: Axes, curve: pd.DataFrame, before: pd.DataFrame | None, columns: Mapping[str, str]
 ) -> None:
     """The `columns` of both runs: {column: label}."""
-    styles = ((TRAINED, "o"), (SECOND, "s"))
+    styles = ((FIRST, "o"), (SECOND, "s"))
     for (column, label), (colour, marker) in zip(columns.items(), styles, strict=False):
         own = axes.plot(curve["epoch"], curve[column], color=colour, label=label, clip_on=False)
         if len(curve) <= 30:

@@ -3,8 +3,13 @@
 Each reader takes the collection's folder and a list to which it adds every Problem that it finds;
 it returns one `Item` for each image that belongs to the study. Layouts, encodings and traps are
 those of the published files (see the README's chapter on the data).
+
+A collection, a folder in it or a file may be a link, to wherever: data sets are often kept in a
+store of their own. Nothing else of another place is read: names of a table are looked up among the
+files that the folder lists, never opened as paths.
 """
 
+import csv
 import io
 import re
 import unicodedata
@@ -44,6 +49,9 @@ VOLUME_LABELS = {
     "CT-4": "covid19",
 }
 VOLUME_ENDINGS = (".nii", ".nii.gz")
+
+MAX_TABLE = 32 * 2**20  # bytes of a csv; the largest published one has 1.8 million
+MAX_TEXT = 500  # characters of a name, a patient's id or a hospital's; the longest have 161
 
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # what file managers leave behind; also any .name
 
@@ -89,11 +97,11 @@ def read_ct_slices(folder: Path, problems: list[Problem]) -> list[Item]:
         file: name for name, table in tables.items() if table is not None for file in table.index
     }
     items = []
-    for name, csv, _, label in SLICE_CLASSES:
+    for name, table, _, label in SLICE_CLASSES:
         if tables[name] is None:
             continue
         files = _files(images / name, ENDINGS, problems)
-        for key in _matched(files, tables[name], folder / csv, elsewhere, images, problems):
+        for key in _matched(files, tables[name], folder / table, elsewhere, images, problems):
             row = tables[name].loc[key]
             items.append(
                 Item(f"ct_slices-{Path(key).stem}", files[key], label, "ct", "ct_slices",
@@ -102,12 +110,12 @@ def read_ct_slices(folder: Path, problems: list[Problem]) -> list[Item]:
     return items
 
 
-def slice_table(csv: Path, infection: str, problems: list[Problem]) -> pd.DataFrame | None:
+def slice_table(path: Path, infection: str, problems: list[Problem]) -> pd.DataFrame | None:
     """A csv of collection 1, one row a file name: columns `patient_id`, `site` and `study`.
 
     None where the file cannot be used at all.
     """
-    table = _read_csv(csv, SLICE_COLUMNS, problems)
+    table = _read_csv(path, SLICE_COLUMNS, problems)
     if table is None:
         return None
     table.index = pd.Index([_name(name) for name in table["File name"]])
@@ -115,12 +123,14 @@ def slice_table(csv: Path, infection: str, problems: list[Problem]) -> pd.DataFr
         table["COVID-19 Infection"] != infection, "COVID-19 Infection"
     ].items():
         problems.append(
-            Problem(csv, f"{key}: COVID-19 Infection is {found!r}", repr(infection),
+            Problem(path, f"{key}: COVID-19 Infection is {found!r}", repr(infection),
                     "repair the row, or fetch the table again")
         )  # fmt: skip
-    _refuse_doubled(csv, table.index, problems)
+    _refuse_doubled(path, table.index, problems)
+    for column in ("Institution", "Country"):
+        _refuse_formulas(path, table[column], problems)
     studies = [
-        _study(csv, key, stated, infection, problems)
+        _study(path, key, stated, infection, problems)
         for key, stated in zip(table.index, table["study_file"], strict=True)
     ]
     patients = [
@@ -130,7 +140,7 @@ def slice_table(csv: Path, infection: str, problems: list[Problem]) -> pd.DataFr
     for key, patient in zip(table.index, patients, strict=True):
         if patient == "ct-":
             problems.append(
-                Problem(csv, f"{key}: an empty Patient ID", "the patient's id", "repair the row")
+                Problem(path, f"{key}: an empty Patient ID", "the patient's id", "repair the row")
             )
     sites = [
         institution
@@ -141,7 +151,7 @@ def slice_table(csv: Path, infection: str, problems: list[Problem]) -> pd.DataFr
     return table[~table.index.duplicated()]
 
 
-def _study(csv: Path, key: str, stated: str, infection: str, problems: list[Problem]) -> str:
+def _study(path: Path, key: str, stated: str, infection: str, problems: list[Problem]) -> str:
     """The MosMed study (`study_0056`) that a slice was cut from, or nothing.
 
     The csv's `study_file` and the file's name both say so: they must agree.
@@ -154,7 +164,7 @@ def _study(csv: Path, key: str, stated: str, infection: str, problems: list[Prob
     label = {"COVID-19": "covid19", "Normal": "normal"}[infection]
     if not agreed or VOLUME_LABELS[in_table[1]] != label:
         problems.append(
-            Problem(csv, f"{key}: study_file is {stated!r}",
+            Problem(path, f"{key}: study_file is {stated!r}",
                     f"the study that the file's name states, in a folder of class {label}",
                     "repair the row, or fetch the table again")
         )  # fmt: skip
@@ -177,17 +187,16 @@ def read_ct_volumes(folder: Path, problems: list[Problem]) -> list[Item]:
         return []
     items: list[Item] = []
     seen: dict[str, Path] = {}
-    for entry in _entries(studies):
+    for entry in _entries(studies, problems):
         if entry.name not in VOLUME_LABELS or not entry.is_dir():
+            found = "an unknown label" if entry.is_dir() else _kind(entry)
             problems.append(
-                Problem(
-                    entry, "an unknown label", "a folder CT-0 to CT-4", "move it out of studies/"
-                )
+                Problem(entry, found, "a folder CT-0 to CT-4", "move it out of studies/")
             )
             continue
         for name, path in _files(entry, VOLUME_ENDINGS, problems).items():
             study = name.split(".")[0]
-            if not re.fullmatch(r"study_\d{4}", study):
+            if not re.fullmatch(r"study_[0-9]{4}", study):
                 problems.append(
                     Problem(path, f"the name {name}", "study_NNNN.nii.gz", "rename or move it")
                 )
@@ -227,22 +236,22 @@ def read_xrays(
 
 
 def xray_table(
-    csv: Path, labelling: Literal["ptb", "remarks"], problems: list[Problem]
+    path: Path, labelling: Literal["ptb", "remarks"], problems: list[Problem]
 ) -> pd.DataFrame | None:
     """MetaData.csv of collection 3, one row an id: columns `label` and `site`.
 
     `labelling` is "ptb", the diagnosis, or "remarks", the published study's reading: normal where
     the remark is exactly "normal". None where the file cannot be used at all.
     """
-    table = _read_csv(csv, XRAY_COLUMNS, problems)
+    table = _read_csv(path, XRAY_COLUMNS, problems)
     if table is None:
         return None
     table.index = pd.Index([_name(key) for key in table["id"]])
-    _refuse_doubled(csv, table.index, problems)
+    _refuse_doubled(path, table.index, problems)
     for column, known in (("ptb", {"0", "1"}), ("county", set(XRAY_SITES))):
         for key, found in table.loc[~table[column].isin(known), column].items():
             problems.append(
-                Problem(csv, f"id {key}: {column} is {found!r}", " or ".join(sorted(known)),
+                Problem(path, f"id {key}: {column} is {found!r}", " or ".join(sorted(known)),
                         "repair the row, or fetch the table again")
             )  # fmt: skip
     normal = table["ptb"] == "0" if labelling == "ptb" else table["remarks"] == "normal"
@@ -267,53 +276,102 @@ def _nested(folder: Path, name: str, holds: str, problems: list[Problem]) -> Pat
     return None
 
 
-def _read_csv(csv: Path, columns: tuple[str, ...], problems: list[Problem]) -> pd.DataFrame | None:
-    """The named columns of a published csv as stripped strings.
+def _read_csv(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> pd.DataFrame | None:
+    """The named columns of a published csv as stripped strings; None where it cannot be used."""
+    expected = f"a csv file with the columns {', '.join(columns)}"
+    try:
+        head, *rows = _rows(path)
+    except (OSError, ValueError, csv.Error) as error:
+        found = (
+            "no such file" if isinstance(error, FileNotFoundError) else f"no readable csv ({error})"
+        )
+        problems.append(Problem(path, found, expected, "fetch it again"))
+        return None
+    lacking = [column for column in columns if column not in head]
+    faults = [f"no column {', '.join(lacking)}"] if lacking else []
+    faults += [f"the column {column} twice" for column in columns if head.count(column) > 1]
+    ragged = [number for number, row in enumerate(rows, 2) if len(row) != len(head)]
+    if ragged:
+        some = ", ".join(map(str, ragged[:3]))
+        faults.append(f"more or fewer fields than the {len(head)} of the first row in row {some}")
+    problems += [Problem(path, found, expected, "fetch it again") for found in faults]
+    if faults:
+        return None
+    table = pd.DataFrame(rows, columns=head, dtype=str)[list(columns)]
+    table = table.apply(lambda column: column.str.strip())
+    for column in set(columns) - {"remarks"}:  # free text, which is passed on to nothing
+        _refuse_unprintable(path, table[column], problems)
+    return table
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The rows of a published csv, its head first, without blank ones.
 
     The files are UTF-8, but for meta_data_covid.csv, which is ISO-8859-1 and has non-breaking
     spaces before some values; str.strip() takes them too.
     """
-    expected = f"a csv file with the columns {', '.join(columns)}"
+    if path.exists() and not path.is_file():
+        raise ValueError("no file")
+    if (size := path.stat().st_size) > MAX_TABLE:
+        raise ValueError(f"{size / 2**20:.0f} MiB, of at most {MAX_TABLE // 2**20}")
+    content = path.read_bytes()
     try:
-        content = csv.read_bytes()
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("iso-8859-1")
-        if "\0" in text:
-            raise ValueError("NUL bytes")
-        table = pd.read_csv(io.StringIO(text, newline=""), dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        found = (
-            "no such file" if isinstance(error, FileNotFoundError) else f"no readable csv ({error})"
-        )
-        problems.append(Problem(csv, found, expected, "fetch it again"))
-        return None
-    missing = [column for column in columns if column not in table]
-    if missing:
-        problems.append(Problem(csv, f"no column {', '.join(missing)}", expected, "fetch it again"))
-        return None
-    return table[list(columns)].apply(lambda column: column.str.strip())
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("iso-8859-1")
+    if "\0" in text:
+        raise ValueError("NUL bytes")
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    if not rows:
+        raise ValueError("an empty file")
+    return rows
 
 
-def _refuse_doubled(csv: Path, keys: pd.Index, problems: list[Problem]) -> None:
+def _refuse_unprintable(path: Path, values: pd.Series, problems: list[Problem]) -> None:
+    """What holds line ends or control characters breaks tables and terminals further on."""
+    for number, value in enumerate(values, 2):
+        if not value.isprintable() or len(value) > MAX_TEXT:
+            problems.append(
+                Problem(path, f"row {number}: {values.name} is {value[:40]!r}",
+                        f"printable text in one line, at most {MAX_TEXT} characters",
+                        "repair the row, or fetch the table again")
+            )  # fmt: skip
+
+
+def _refuse_formulas(path: Path, values: pd.Series, problems: list[Problem]) -> None:
+    """A hospital's name goes into tables that people open in a spreadsheet, which may run it."""
+    for key, value in values[values.str.match(r"[=+@]|-.")].items():
+        problems.append(
+            Problem(path, f"{key}: {values.name} is {value!r}",
+                    "a name that no spreadsheet takes for a formula",
+                    "repair the row, or fetch the table again")
+        )  # fmt: skip
+
+
+def _refuse_doubled(path: Path, keys: pd.Index, problems: list[Problem]) -> None:
     for key in keys[keys.duplicated()].unique():
         count = int((keys == key).sum())
         problems.append(
-            Problem(csv, f"{key} in {count} rows", "one row an image", "remove the others")
+            Problem(path, f"{key} in {count} rows", "one row an image", "remove the others")
         )
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path, problems: list[Problem]) -> list[Path]:
     """What lies in `folder`, sorted, without what file managers leave behind."""
-    return sorted(
-        entry for entry in folder.iterdir()
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        found = f"cannot be opened ({error.strerror})"
+        problems.append(Problem(folder, found, "a folder", "give yourself permission to read it"))
+        return []
+    return [
+        entry for entry in entries
         if not entry.name.startswith(".") and entry.name.lower() not in LITTER
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def _files(folder: Path, endings: tuple[str, ...], problems: list[Problem]) -> dict[str, Path]:
-    """The files of `folder` by name; anything of another ending is a problem."""
+    """The files of `folder` by name; anything of another kind or ending is a problem."""
     if not folder.is_dir():
         problems.append(
             Problem(folder, "no such folder", "the images", "unpack the collection again")
@@ -321,13 +379,20 @@ def _files(folder: Path, endings: tuple[str, ...], problems: list[Problem]) -> d
         return {}
     files: dict[str, Path] = {}
     stems: dict[str, Path] = {}
-    for path in _entries(folder):
+    for path in _entries(folder, problems):
         name = _name(path.name)
         stem = name.lower().removesuffix(".gz").rsplit(".", 1)[0]
-        if not name.lower().endswith(endings) or not path.is_file():
+        if not path.is_file():
+            problems.append(Problem(path, _kind(path), "a file", "move it elsewhere"))
+        elif not name.lower().endswith(endings):
             problems.append(
                 Problem(path, "no image of a known kind", " or ".join(endings), "move it elsewhere")
             )
+        elif not name.isprintable():
+            problems.append(
+                Problem(path, "a name with line ends, control characters or no Unicode",
+                        "a name of printable characters", "rename it, and its row")
+            )  # fmt: skip
         elif stem in stems:
             problems.append(
                 Problem(path, "a second file of that name", f"only {stems[stem]}", "keep one")
@@ -335,6 +400,17 @@ def _files(folder: Path, endings: tuple[str, ...], problems: list[Problem]) -> d
         else:
             files[name] = stems[stem] = path
     return files
+
+
+def _kind(path: Path) -> str:
+    """What `path` is where it should be something else."""
+    if path.is_file():
+        return "a file"
+    if path.is_dir():
+        return "a folder"
+    if path.is_symlink() and not path.exists():
+        return f"a link to nothing ({path.readlink()})"
+    return "neither a file nor a folder"
 
 
 def _matched(

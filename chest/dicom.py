@@ -3,6 +3,7 @@
 Only the tags below are read, none of which names a person: nothing personal can get out.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,19 +15,21 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from chest.errors import ChestError, Problem
-from chest.images import MAX_PIXELS
 from chest.volumes import to_grey
 
 ENDINGS = (".dcm", ".dicom")
 MAGIC = b"DICM"  # after a preamble of 128 bytes; many DICOM files have no ending, or a number
 # The Modality tag: computed tomography; computed, digital and panoramic radiography.
 MODALITIES = {"CT": "ct", "CR": "xray", "DX": "xray", "PX": "xray"}
+EXPECTED = {"ct": "an axial CT slice", "xray": "a frontal X-ray"}
 LATERAL_VIEWS = ("LL", "RL", "LAT", "LATERAL")  # from the left, from the right
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")  # the smallest value is white, is black
+MAX_PIXELS = 32_000_000  # the largest detectors have some 16; each becomes 8 bytes, twice over
 SAME_PLACE = 1e-3  # mm between slices
 SAME_DIRECTION = 1e-3  # between direction cosines
 
@@ -43,6 +46,7 @@ TAGS = [
 # what they hold; where it matters, reading them fails.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 class DicomError(ChestError):
@@ -88,7 +92,7 @@ def read_header(path: str | Path) -> Header:
     of the study but holds several frames, colours, no pixels, or a CT slice without orientation.
     """
     with _refusing(path, "no readable DICOM file"):
-        dataset = pydicom.dcmread(path, specific_tags=TAGS, defer_size=1024)
+        dataset = _read_tags(path, defer_size=1024)
         stated = str(dataset.get("Modality") or "")
         orientation = _numbers(dataset, "ImageOrientationPatient", 6)
         foreign = _foreign(dataset, stated, orientation)
@@ -142,9 +146,10 @@ def read_ct(path: str | Path) -> np.ndarray:
     anterior up, the patient's right on the picture's left. An oblique slice is not resampled.
     Whether small values were meant to be shown black or white does not matter to Hounsfield units.
 
-    Raises DicomError as read_header does, and where the pixels are damaged or cannot be decoded.
+    Raises DicomError as read_header does, where the file is no axial CT slice, and where its pixels
+    are damaged or cannot be decoded.
     """
-    header = read_header(path)
+    header = _header_of(path, "ct")
     _, pixels = _read_pixels(path)
     turn = nib.orientations.ornt_transform(
         _nearest_axes(header.orientation), nib.orientations.axcodes2ornt(("P", "L", "S"))
@@ -157,14 +162,38 @@ def read_xray(path: str | Path) -> np.ndarray:
     """The X-ray in `path` as uint8, rows x columns, bone white.
 
     It is shown as the file says, by its first VOI table or window where it has one; then darkest to
-    brightest become 0 to 255. Raises DicomError as read_ct does, and where all pixels are alike.
+    brightest become 0 to 255. Raises DicomError as read_ct does, but where the file is no frontal
+    X-ray, and where all pixels are alike.
     """
+    _header_of(path, "xray")
     dataset, pixels = _read_pixels(path)
     with _refusing(path, "a window that cannot be used"):
         if dataset.get("VOILUTSequence"):
             pixels = np.rint(pixels).astype(np.int64)  # they are looked up in a table
         grey = to_grey(apply_voi_lut(pixels, dataset), "minmax")
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def _header_of(path: str | Path, modality: str) -> Header:
+    """What `path` says of its picture, which must be of `modality`, and of a kind of the study."""
+    header = read_header(path)
+    if header.foreign or header.modality != modality:
+        found = header.foreign or f"DICOM of modality {header.stated}"
+        raise _problem(path, found, EXPECTED[modality], "leave it out")
+    return header
+
+
+def _read_tags(path: str | Path, **how) -> pydicom.Dataset:
+    """TAGS of a file; raises DicomError where it would have to be inflated as a whole for them.
+
+    That is what pydicom does with a deflated data set, however large it becomes.
+    """
+    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise _problem(
+            path, "a deflated data set", "one that is not compressed as a whole",
+            "inflate it first (with dcmconv or gdcmconv)",
+        )  # fmt: skip
+    return pydicom.dcmread(path, specific_tags=TAGS, **how)
 
 
 def _foreign(dataset: pydicom.Dataset, stated: str, orientation: tuple[float, ...]) -> str:
@@ -200,7 +229,12 @@ def _check(
     if "PixelData" not in dataset or not rows * columns:
         raise _problem(path, "no pixel data", "a picture", "export it again")
     if rows * columns > MAX_PIXELS:
-        raise _problem(path, f"{columns} x {rows} px", "at most 64 megapixels", "shrink it")
+        raise _problem(
+            path,
+            f"{columns} x {rows} px",
+            f"at most {MAX_PIXELS // 1_000_000} megapixels",
+            "shrink it",
+        )
     if MODALITIES[stated] == "ct" and not orientation:
         raise _problem(
             path, "no ImageOrientationPatient that can be used", "six direction cosines",
@@ -211,7 +245,7 @@ def _check(
 def _read_pixels(path: str | Path) -> tuple[pydicom.Dataset, np.ndarray]:
     """The tags, and the pixels in the file's orientation, (rows, columns), as modality values."""
     with _refusing(path, "pixel data that cannot be decoded"):
-        dataset = pydicom.dcmread(path, specific_tags=TAGS)
+        dataset = _read_tags(path)
         syntax = dataset.file_meta.TransferSyntaxUID
         if not get_decoder(syntax).is_available:
             raise _problem(

@@ -22,14 +22,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    # What a killed run left: an unfinished one, and a folder that was making room for its successor.
     remove(partial)
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    remove(old)
     try:
         yield partial
         flush(partial)
         if path.is_dir() and not path.is_symlink():
-            # A folder cannot be replaced by another one in one step.
-            remove(old)
-            os.replace(path, old)
+            os.replace(path, old)  # a folder cannot be replaced by another one in one step
         os.replace(partial, path)
         remove(old)
     finally:
@@ -72,7 +74,8 @@ def write_json(path: str | Path, content: object) -> None:
 def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read one of the project's own csv files: every value a string, exactly these columns.
 
-    Raises InputError where the file is missing, is no csv, or has other columns.
+    Raises InputError where the file is missing, is no csv, has other columns, or rows of another
+    length.
     """
     remedy = "run `dvc repro` to make it again"
     expected = f"a csv file with the columns {','.join(columns)}"
@@ -83,4 +86,7 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     if list(table.columns) != list(columns):
         found = f"the columns {','.join(table.columns)}"
         raise InputError([Problem(path, found, expected, remedy)])
+    # pandas fills what a short row lacks, and takes what is too much for the rows' names.
+    if table.isna().any(axis=None) or not isinstance(table.index, pd.RangeIndex):
+        raise InputError([Problem(path, "a row of more or fewer fields", expected, remedy)])
     return table

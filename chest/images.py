@@ -1,6 +1,14 @@
 """One loader for every picture: decode to grey, check, hash, resize."""
 
 import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +16,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from chest.errors import ChestError, Problem
+from chest.progress import workers
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; the X-rays have about 3,000 px a side
 FORMATS = ("PNG", "JPEG")
+BATCH = 8  # pictures that a process decodes at a time: handed over singly they take a tenth longer
 
 
 class ImageError(ChestError):
@@ -47,13 +57,76 @@ def read_grey(path: str | Path, side: int) -> Grey:
         raise _problem(
             path, "one grey value in all pixels", "a picture", "remove it or fetch it again"
         )
-    digest = hashlib.sha256(f"{grey.width}x{grey.height}:".encode() + grey.tobytes())
+    digest = hashlib.sha256(f"{grey.width}x{grey.height}:".encode())
+    digest.update(grey.tobytes())
     return Grey(resize_grey(grey, side), grey.width, grey.height, digest.hexdigest()[:32])
+
+
+def read_greys(
+    paths: Sequence[str | Path], side: int, processes: int | None = None
+) -> Iterator[Grey | Problem]:
+    """read_grey of each of `paths`, in their order, on all cores; what is no picture is a Problem.
+
+    Pillow holds Python's lock while it decodes, so threads would take turns: `processes` work at it
+    (default: one a core), a few batches ahead of the reader. Memory does not grow with the number
+    of paths. Close the iterator where it is left early.
+
+    Raises ChestError where the system ended one of the processes.
+    """
+    batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
+    processes = min(processes or workers(), len(batches))
+    if processes < 2:
+        for batch in batches:
+            yield from _read_batch(batch, side)
+        return
+    ahead: deque[Future] = deque()
+    with ProcessPoolExecutor(processes, initializer=_follow_parent) as pool:
+        try:
+            for batch in batches:
+                ahead.append(pool.submit(_read_batch, batch, side))
+                if len(ahead) > 2 * processes:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        except BrokenProcessPool:
+            raise ChestError(
+                "the system ended a process that decoded images: was there too little memory?"
+            ) from None
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def resize_grey(grey: Image.Image, side: int) -> np.ndarray:
     """The picture `grey` (mode L) as uint8, side x side: as read_grey resizes a file's."""
-    return np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC))
+    # A picture of six times the side or more is first shrunk by averaging whole blocks, to no less
+    # than three times: of X-rays of 3,000 px that takes a sixth of the time (4 ms, not 25), and no
+    # pixel of real ones is more than 2 of 255 from plain bicubic, 84 of 100 are the same. A gap of
+    # 2 is no faster and shows fine lines as stripes; Lanczos is slower, box and bilinear are off by
+    # up to 43 and 27.
+    return np.asarray(grey.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def _read_batch(paths: Sequence[str | Path], side: int) -> list[Grey | Problem]:
+    greys: list[Grey | Problem] = []
+    for path in paths:
+        try:
+            greys.append(read_grey(path, side))
+        except ImageError as error:
+            greys.append(error.problem)
+    return greys
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and end when it ends, however it does."""
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _decode(path: str | Path) -> Image.Image:
@@ -69,7 +142,8 @@ def _decode(path: str | Path) -> Image.Image:
                     path, f"{image.n_frames} frames", "one picture", "save one frame of it"
                 )
             image.load()
-            return _to_grey(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_grey(image)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -83,12 +157,16 @@ def _decode(path: str | Path) -> Image.Image:
 def _to_grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
-        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+        deep = np.asarray(image)
+        grey = np.empty(deep.shape, np.uint8)
+        for row, line in enumerate(deep):  # one by one: 64 megapixels as floats are half a GB
+            grey[row] = np.round(line / 257)
+        return Image.fromarray(grey)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
-    return image.convert("L")
+    return image if image.mode == "L" else image.convert("L")
 
 
 def _problem(path: str | Path, found: str, expected: str, remedy: str) -> ImageError:

@@ -30,7 +30,7 @@ import pandas as pd
 
 from chest.errors import ChestError
 from chest.labels import LABELS
-from chest.metrics import classification_metrics
+from chest.metrics import check_answers
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -95,22 +95,22 @@ def intervals(table: pd.DataFrame, seed: int, draws: int = DRAWS) -> Intervals:
     Raises MetricsError where the answers cannot be scored, ResamplingError where a patient_id is
     missing, `seed` is negative or `draws` not between FEWEST_DRAWS and MOST_DRAWS.
     """
-    metrics = classification_metrics(table["actual"], table["predicted"])
+    check_answers(table["actual"], table["predicted"])
     cohort = cohort_of(table)
     right = cohort.count((table["actual"] == table["predicted"]).to_numpy())
     images, rights = resample(cohort, [cohort.images, right], seed, draws)
     recalls = rights / images
+    own = right.sum(0) / cohort.images.sum(0)
     rng = posterior(seed)
     for k in np.flatnonzero(unmoved(cohort, right)):
-        n, share = cohort.patients()[k], metrics["recall"][cohort.classes[k]]
+        n, share = cohort.patients()[k], own[k]
         recalls[:, k] = rng.beta(n * share + 0.5, n * (1 - share) + 0.5, draws)
     uar, war = averages(recalls, images)
     return Intervals(
-        uar=around(metrics["uar"], uar),
-        war=around(metrics["war"], war),
+        uar=around(float(own.mean()), uar),
+        war=around(float(right.sum() / len(table)), war),
         recall={
-            label: around(metrics["recall"][label], recalls[:, k])
-            for k, label in enumerate(cohort.classes)
+            label: around(float(own[k]), recalls[:, k]) for k, label in enumerate(cohort.classes)
         },
     )
 

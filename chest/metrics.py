@@ -27,7 +27,7 @@ def classification_metrics(actual: Sequence[str], predicted: Sequence[str]) -> d
     Raises MetricsError where the sequences differ in length, are empty, or hold another name.
     """
     actual, predicted = list(actual), list(predicted)
-    _check(actual, predicted)
+    check_answers(actual, predicted)
     present = [label for label in LABELS if label in set(actual)]
     precision, recall, f1, _ = precision_recall_fscore_support(
         actual, predicted, labels=present, zero_division=0
@@ -51,10 +51,11 @@ def rounded(metrics: dict, places: int = 4) -> dict:
     }
 
 
-def _check(actual: list[str], predicted: list[str]) -> None:
+def check_answers(actual: Sequence[str], predicted: Sequence[str]) -> None:
+    """Raise MetricsError where `classification_metrics` would not score them."""
     if len(actual) != len(predicted):
         raise MetricsError(f"{len(actual)} actual classes, but {len(predicted)} predicted ones")
-    if not actual:
+    if not len(actual):
         raise MetricsError("no answers to score")
     for name, values, known in (
         ("actual", actual, set(LABELS)),

@@ -14,7 +14,7 @@ from chest.labels import LABELS, UNPARSED
 FOLDER = Path("data/predictions")
 PROBES = FOLDER / "probes"
 CURVES = Path("data/training")
-TRAINED = Path("models/finetune_siglip")  # the classifier that answered
+TRAINED_MODEL = Path("models/finetune_siglip")  # the classifier that answered
 COLUMNS = ("image_id", "split", "actual", "predicted", *LABELS)
 CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "learning_rate", "val_uar", "val_war")
 DESCRIBED = ("patient_id", "modality", "site")
@@ -113,8 +113,8 @@ def _record_faults(system: str, record: object, answers: int) -> list[tuple[str,
     ]
     others = set().union(*RECORDED.values()) - set(due)
     strange = sorted(others & set(record)) if system in RECORDED else []
-    if strange or system == f"floor_{'site' if record.get('by') == 'modality' else 'modality'}":
-        found = f"the record of another system ({', '.join(strange) or record['by']})"
+    if strange or ("by" in due and system != f"floor_{record.get('by')}"):
+        found = f"the record of another system ({', '.join(strange) or record.get('by')})"
         faults.append((found, f"that of {system}"))
     if record.get("n") != answers:
         faults.append((f"a record of n = {json.dumps(record.get('n'))}", f"of {answers} answers"))
@@ -130,7 +130,9 @@ def read_curve(system: str, best_epoch: int) -> pd.DataFrame:
     curve = read_table(path, CURVE_COLUMNS).apply(pd.to_numeric, errors="coerce")
     epochs = curve["epoch"].tolist()
     faults = []
-    if not np.isfinite(curve).all(axis=None) or epochs != list(range(1, len(epochs) + 1)):
+    if not np.isfinite(curve.to_numpy(np.float64)).all() or epochs != list(
+        range(1, len(epochs) + 1)
+    ):
         faults.append(("rows that are no epochs", "finite numbers, epochs from 1 upwards"))
     if best_epoch not in epochs:
         found = f"no epoch {best_epoch}, which {record_path_of(system)} says was kept"

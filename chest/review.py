@@ -11,12 +11,13 @@ would. Of two that overlap nothing is said.
 """
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.utils.serialize import parse_yaml
@@ -28,9 +29,8 @@ from chest.errors import InputError, Problem, refuse
 from chest.files import read_table
 from chest.labels import LABEL_NAMES, LABELS, SPLITS, UNPARSED
 from chest.metrics import classification_metrics
-from chest.systems import SYSTEM_NAMES, SYSTEMS
+from chest.systems import SYSTEM_NAMES, SYSTEMS, TRAINED
 
-TRAINED = "finetune_siglip"
 METRICS = ("test", "within", "ranking", "probes", "audit", "all")
 COMPOSITION = (
     "label", "collection", "site", *(f"{s}_{n}" for s in SPLITS for n in ("images", "patients")),
@@ -42,6 +42,8 @@ ANSWERS = {**LABEL_NAMES, UNPARSED: "Unparsed"}
 SEED = 42  # of the draws: that of tools/compare.py, so that it gives the same intervals
 NOTHING = "–"
 LIMIT = re.compile(r"_(low|high)(?=\.|$)")
+# Of one file. A run's files have some 3,000 values, 6 deep; YAML's aliases can make them endless.
+MOST_VALUES, DEEPEST = 100_000, 50
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,22 @@ def _read_mapping(path: Path) -> dict:
     lone = [key for key, value in content.items() if is_json and not isinstance(value, dict)]
     if lone:
         raise ValueError(f"no mapping in {lone[0]!r}")
+    _refuse_endless(content)
     return content
+
+
+def _refuse_endless(content: Mapping) -> None:
+    """Raise ValueError where `content` holds more than MOST_VALUES, or is deeper than DEEPEST."""
+    waiting: list[tuple[object, int]] = [(content, 0)]
+    seen = 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES or depth > DEEPEST:
+            raise ValueError(f"more than {MOST_VALUES:,} values, or more than {DEEPEST} deep")
+        inner = value.values() if isinstance(value, Mapping) else value
+        if isinstance(inner, list | tuple) or inner is not value:
+            waiting += ((one, depth + 1) for one in inner)
 
 
 def _read_tracked(path: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
@@ -187,18 +204,24 @@ def _read_curve(folder: Path) -> pd.DataFrame | None:
     if table is None or table.empty:
         return None
     numbers = table.apply(pd.to_numeric, errors="coerce")
-    return None if numbers.isna().any(axis=None) else numbers
+    epochs = numbers["epoch"]
+    whole = np.isfinite(numbers).all(axis=None) and (epochs % 1 == 0).all() and epochs.is_unique
+    return numbers if whole else None
 
 
 def _digests(lock: dict) -> dict[str, str]:
     """{output: its digest} of a dvc.lock; whatever else it holds, DVC itself complains of."""
     stages = lock.get("stages")
-    return {
-        out["path"]: out.get("md5", "")
+    outs = [
+        out
         for stage in (stages.values() if isinstance(stages, dict) else ())
-        if isinstance(stage, dict)
-        for out in stage.get("outs") or ()
-        if isinstance(out, dict) and "path" in out
+        if isinstance(stage, dict) and isinstance(stage.get("outs"), list)
+        for out in stage["outs"]
+    ]
+    return {
+        out["path"]: str(out.get("md5", ""))
+        for out in outs
+        if isinstance(out, dict) and isinstance(out.get("path"), str)
     }
 
 
@@ -221,7 +244,9 @@ def fold(tree: Mapping) -> dict[str, list]:
     owner = {key: LIMIT.sub("", key) for key in figures}
     lone = [key for key in figures if owner[key] == key or owner[key] not in figures]
     folded = {key: [figures[key]] for key in lone}
-    for key in (key for key in figures if key not in folded):
+    # The lower limit comes first, whichever the file has first.
+    limits = [key for key in figures if key not in folded]
+    for key in sorted(limits, key=lambda key: "high" in LIMIT.findall(key)):
         folded.get(owner[key], []).append(figures[key])
     return folded
 
@@ -236,7 +261,9 @@ def kept_epoch(side: Side) -> int:
     """The epoch that the run kept; where its record does not say, the one with the highest UAR."""
     epochs = side.curve["epoch"].astype(int).tolist()
     told = side.records.get(TRAINED, {}).get("best_epoch")
-    return told if told in epochs else epochs[side.curve["val_uar"].idxmax()]
+    return (
+        int(told) if is_number(told) and told in epochs else epochs[side.curve["val_uar"].idxmax()]
+    )
 
 
 # --- The verdict -----------------------------------------------------------------------------
@@ -346,8 +373,10 @@ def _percent(figure: list) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether it can be reckoned with: finite, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it can be reckoned with: finite, no bool, and no larger than floats are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def headline(findings: Sequence[Finding]) -> str:

@@ -56,15 +56,16 @@ def recall_rows(system: str, table: pd.DataFrame, found: Intervals) -> list[dict
 
 
 def uar_rows(
-    name: str, value: str, table: pd.DataFrame, found: Intervals, groups: list[Group]
+    name: str, value: str, table: pd.DataFrame, found: Intervals, modalities: list[Group]
 ) -> list[dict]:
     """Rows of ``plots/uar.csv`` and ``plots/probes.csv``: UAR over all images and by modality.
 
-    `name` is the column that says whose it is (system or probe), `value` what it holds; `groups`
-    are those of `score_within`. A modality of which all images are of one class has no row.
+    `name` is the column that says whose it is (system or probe), `value` what it holds;
+    `modalities` are those of `score_modalities`. One of which all images are of one class has no
+    row.
     """
     scored = [(ALL, table, found)]
-    scored += [(g.key, g.rows, g.found) for g in groups if g.kind == "modality" and g.found]
+    scored += [(g.key, g.rows, g.found) for g in modalities if g.found]
     return [
         {
             name: value,

@@ -8,6 +8,7 @@ SYSTEMS = (
     "floor_modality",
     "floor_site",
 )
+TRAINED = "finetune_siglip"  # the one that is trained, probed, and told of in the model card
 SYSTEM_NAMES = {
     "zeroshot_qwen": "Qwen2.5-VL, zero-shot",
     "zeroshot_siglip": "SigLIP, zero-shot",

@@ -1,20 +1,25 @@
 """Axial slices of NIfTI volumes, as a radiologist looks at them."""
 
-import gzip
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
+from nibabel.arrayproxy import ArrayProxy
 
 from chest.errors import ChestError, Problem
 
 LUNG_WINDOW = (-1000.0, 400.0)  # Hounsfield units
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_LIMIT = 1032  # bytes out of one: a match of 258 takes two bits at least (zlib's manual)
+MAX_PIXELS = 4096 * 4096  # of a slice; CT has 512 x 512, and each becomes 8 bytes
+CHUNK = 256 * 1024  # bytes that are inflated at a time for their checksum alone
 NIFTI2_SIZES = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # of the header, 540, in both byte orders
 
 
@@ -53,22 +58,33 @@ def read_axial_slice(
     Returns float64, rows x columns, in the volume's own values, scaled by the header's slope and
     intercept: anterior up, the patient's right on the picture's left.
 
-    Raises VolumeError where the file is missing, damaged, no NIfTI volume, not of three dimensions
-    (a fourth of length 1 is dropped), or the slice holds values that are not finite.
+    Fast: the file is inflated as far as the slice and no further, so its checksum, at its end, is
+    not tested. A truncated file is noticed all the same, a flipped bit before the slice need not
+    be: cut_axial_slice with `verify` notices it.
+
+    Raises VolumeError where the file is missing, truncated, no NIfTI volume, shorter than its
+    header says, not of three dimensions (a fourth of length 1 is dropped), or the slice holds
+    values that are not finite.
     """
     return cut_axial_slice(path, position).pixels
 
 
-def cut_axial_slice(path: str | Path, position: Literal["center"] | float = "center") -> AxialSlice:
-    """As read_axial_slice, with the slice's place in the volume."""
-    image = _read_whole(path)
-    axes = _display_axes(path, image)
-    axial_axis, axial_flip = axes[2]
-    count = image.shape[axial_axis]
-    index = count // 2 if position == "center" else round(position * (count - 1))
-    selection = [slice(None)] * 3 + [0] * (len(image.shape) - 3)
-    selection[axial_axis] = count - 1 - index if axial_flip else index
-    pixels = np.asarray(image.dataobj[tuple(selection)], dtype=np.float64)
+def cut_axial_slice(
+    path: str | Path, position: Literal["center"] | float = "center", verify: bool = False
+) -> AxialSlice:
+    """As read_axial_slice, with the slice's place in the volume.
+
+    With `verify` a gzipped file is inflated to its end, and VolumeError raised where its checksum
+    is wrong: about twice the time.
+    """
+    with _opened(path) as volume:
+        axes = _display_axes(path, volume.header)
+        axis, flipped = axes[2]
+        count = volume.header.get_data_shape()[axis]
+        index = slice_index(count, position)
+        pixels = _read_slice(volume, axis, count - 1 - index if flipped else index)
+        if verify or not volume.complete:
+            _read_to_end(volume)
     if not np.isfinite(pixels).all():
         raise _problem(
             path, f"NaN or infinity in slice {index}", "finite values", "fetch or convert it again"
@@ -77,11 +93,21 @@ def cut_axial_slice(path: str | Path, position: Literal["center"] | float = "cen
 
 
 def check_header(path: str | Path) -> None:
-    """Raise VolumeError where the header of `path` alone shows that no slice can be cut."""
-    with _refusing(path, "no readable volume", "a NIfTI file"):
-        image = nib.load(path)
-    _check(path, image)
-    _display_axes(path, image)
+    """Raise VolumeError where header and length of `path` show that no slice can be cut."""
+    with _opened(path) as volume:
+        _display_axes(path, volume.header)
+
+
+def slice_index(count: int, position: Literal["center"] | float) -> int:
+    """Which of `count` slices, from 0, lies at `position`: from 0, the first, to 1, the last.
+
+    Raises ValueError where `position` is neither "center" nor from 0 to 1.
+    """
+    if position == "center":
+        return count // 2
+    if not 0 <= position <= 1:
+        raise ValueError(f"the position {position} is not from 0 to 1")
+    return round(position * (count - 1))
 
 
 def to_grey(pixels: np.ndarray, normalize: Literal["minmax", "window"]) -> np.ndarray:
@@ -96,34 +122,102 @@ def to_grey(pixels: np.ndarray, normalize: Literal["minmax", "window"]) -> np.nd
     return np.round(grey * 255).astype(np.uint8)
 
 
-def _read_whole(path: str | Path) -> nib.Nifti1Image:
-    """The volume in memory, all of it: a checksum at the end tells whether the file is whole."""
-    with _refusing(path, "damaged data", "a whole NIfTI volume"):
-        content = Path(path).read_bytes()
-        if content[:2] == GZIP_MAGIC:
-            content = gzip.decompress(content)
-        kind = nib.Nifti2Image if content[:4] in NIFTI2_SIZES else nib.Nifti1Image
-        image = kind.from_bytes(content)
-    _check(path, image)
-    due = image.dataobj.offset + math.prod(image.shape) * image.dataobj.dtype.itemsize
-    if len(content) < due:
-        raise _problem(path, f"damaged data ({len(content)} of {due} bytes)",
-                       "a whole NIfTI volume", "fetch the file again")  # fmt: skip
-    return image
+@dataclass(frozen=True)
+class _Volume:
+    """An open volume: a stream of its bytes, inflated, of which the header promises `due`.
+
+    ``complete``: the file says itself that it holds them, no more and no less. A gzipped one of
+    several members does not, nor does a truncated one: only its end tells them apart.
+    """
+
+    stream: BinaryIO
+    header: nib.Nifti1Header
+    due: int
+    complete: bool
 
 
-def _check(path: str | Path, image: nib.Nifti1Image) -> None:
-    if not isinstance(image, nib.Nifti1Image):
-        raise _problem(path, type(image).__name__, "a NIfTI file", "convert it to NIfTI")
-    if image.dataobj.dtype.kind not in "iuf":
-        raise _problem(
-            path, f"values of type {image.dataobj.dtype}", "numbers", "convert it to grey"
-        )
-    shape = image.shape
+@contextmanager
+def _opened(path: str | Path) -> Iterator[_Volume]:
+    """The volume, once its header and the length of the file allow that it holds slices."""
+    with _refusing(path, "no readable volume", "a NIfTI file"), open(path, "rb") as file:
+        packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC  # whatever the file is called
+        stream = igzip.open(file) if packed else file
+        length, stated = _lengths(file)
+        header = _read_header(stream)
+        _check(path, header)
+        values = math.prod(header.get_data_shape())
+        due = header.get_data_offset() + values * header.get_data_dtype().itemsize
+        most = length * GZIP_LIMIT if packed else length
+        if due > most:  # before any of it is allocated
+            raise _problem(
+                path, f"damaged data (at most {most:,} of {due:,} bytes)", "a whole NIfTI volume",
+                "fetch the file again",
+            )  # fmt: skip
+        *_, rows, columns = sorted(header.get_data_shape()[:3])
+        if rows * columns > MAX_PIXELS:
+            raise _problem(
+                path, f"slices of {columns} x {rows} px", f"at most {MAX_PIXELS:,} px",
+                "remove it or cut it",
+            )  # fmt: skip
+        with _refusing(path, "damaged data", "a whole NIfTI volume"):
+            yield _Volume(stream, header, due, not packed or stated == due % 2**32)
+
+
+def _lengths(file: BinaryIO) -> tuple[int, int]:
+    """A file's length in bytes and, if it is gzipped, its last member's, inflated, modulo 2**32.
+
+    The file is put back to its start.
+    """
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - 4))
+    stated = int.from_bytes(file.read(), "little")
+    file.seek(0)
+    return length, stated
+
+
+def _read_header(stream: BinaryIO) -> nib.Nifti1Header:
+    start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    kind = nib.Nifti2Header if start[:4] in NIFTI2_SIZES else nib.Nifti1Header
+    return kind(start[: kind.sizeof_hdr])
+
+
+def _check(path: str | Path, header: nib.Nifti1Header) -> None:
+    """Raise VolumeError where the header names no values in three dimensions."""
+    dtype, shape = header.get_data_dtype(), header.get_data_shape()
+    if dtype.kind not in "iuf":
+        raise _problem(path, f"values of type {dtype}", "numbers", "convert it to grey")
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or any(n < 1 for n in shape[:3]):
         raise _problem(
             path, f"shape {'x'.join(map(str, shape))}", "three dimensions", "remove it or cut it"
         )
+    if header.get_data_offset() < header.sizeof_hdr:  # as in a pair of files, .hdr and .img
+        raise _problem(path, "values inside the header", "values after it", "convert it again")
+
+
+def _read_slice(volume: _Volume, axis: int, index: int) -> np.ndarray:
+    """One slice across the array axis `axis`, float64, its two axes in the file's order.
+
+    nibabel seeks, reads and scales. Values lie in the file with the first axis running fastest:
+    a slice across the last axis is one piece of it. Of any other, each plane across the last axis
+    holds one row: they pass one by one, so that memory holds one of them beside the slice.
+    """
+    values = ArrayProxy(volume.stream, volume.header)
+    shape, more = values.shape[:3], [0] * (len(values.shape) - 3)
+    if axis == 2:
+        return np.asarray(values[:, :, index, *more], np.float64)
+    pixels = np.empty((shape[1 - axis], shape[2]))
+    for k in range(shape[2]):
+        pixels[:, k] = values[:, :, k, *more].take(index, axis)
+    return pixels
+
+
+def _read_to_end(volume: _Volume) -> None:
+    """Inflate what is left, for gzip's checksums; raises where they or the length are wrong."""
+    while volume.stream.read(CHUNK):
+        pass
+    found = volume.stream.tell()
+    if found < volume.due:
+        raise ValueError(f"{found:,} of {volume.due:,} bytes")
 
 
 @contextmanager
@@ -131,18 +225,20 @@ def _refusing(path: str | Path, found: str, expected: str) -> Iterator[None]:
     """Turn whatever nibabel and the decompressor raise on a damaged file into a VolumeError."""
     try:
         yield
+    except VolumeError:
+        raise
     except FileNotFoundError:
         raise _problem(path, "no such file", "a volume", "fetch it") from None
     except Exception as error:  # they raise many kinds
         raise _problem(path, f"{found} ({error})", expected, "fetch the file again") from None
 
 
-def _display_axes(path: str | Path, image: nib.Nifti1Image) -> list[tuple[int, bool]]:
+def _display_axes(path: str | Path, header: nib.Nifti1Header) -> list[tuple[int, bool]]:
     """Which array axis, and whether flipped, gives columns, rows and slices.
 
     Columns run to the patient's left, rows to posterior, slices to superior.
     """
-    affine = image.affine
+    affine = header.get_best_affine()
     singular = not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3
     # RAS+: for each array axis the world axis that it is nearest to, and in which direction.
     world = np.full((3, 2), np.nan) if singular else nib.io_orientation(affine)

@@ -34,24 +34,32 @@ class Group:
     found: Intervals | None
 
 
-def score_within(table: pd.DataFrame, seed: int) -> list[Group]:
-    """UAR and recalls, with intervals, within each modality and each site of each modality.
+def score_modalities(table: pd.DataFrame, seed: int) -> list[Group]:
+    """UAR and recalls, with intervals, within each modality that has images.
 
-    `table` has actual, predicted, patient_id, modality and site. An answer that names a class of
-    another modality is a wrong answer.
+    `table` has actual, predicted, patient_id and modality. An answer that names a class of another
+    modality is a wrong answer.
     """
-    groups = [
-        ("modality", kind, MODALITY_NAMES[kind], table[table["modality"] == kind])
-        for kind in MODALITIES
-    ]
-    for (kind, site), rows in table.groupby(["modality", "site"], sort=True):
-        name = f"{site} ({MODALITY_NAMES[kind]})"
-        groups.append(("site", f"site_{slug(name)}", name, rows))
+    parts = {kind: table[table["modality"] == kind] for kind in MODALITIES}
     return [
-        Group(*group, rows, intervals(rows, seed) if rows["actual"].nunique() > 1 else None)
-        for *group, rows in groups
+        _score("modality", kind, MODALITY_NAMES[kind], rows, seed)
+        for kind, rows in parts.items()
         if len(rows)
     ]
+
+
+def score_sites(table: pd.DataFrame, seed: int) -> list[Group]:
+    """The same within each site of each modality; `table` has the column site, too."""
+    parts = {
+        f"{site} ({MODALITY_NAMES[kind]})": rows
+        for (kind, site), rows in table.groupby(["modality", "site"], sort=True)
+    }
+    return [_score("site", f"site_{slug(name)}", name, rows, seed) for name, rows in parts.items()]
+
+
+def _score(kind: str, key: str, name: str, rows: pd.DataFrame, seed: int) -> Group:
+    found = intervals(rows, seed) if rows["actual"].nunique() > 1 else None
+    return Group(kind, key, name, rows, found)
 
 
 def tabulate_within(system: str, groups: list[Group]) -> pd.DataFrame:

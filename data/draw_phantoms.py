@@ -12,6 +12,7 @@ dirty remarks, five kinds of PNG, volumes in many axis orders, one patient in tw
 of the normal slices from one city, few cases of tuberculosis.
 
     python data/draw_phantoms.py        (or: dvc repro data/dvc.yaml:draw_phantoms)
+    python data/draw_phantoms.py --into few --scale 0.1
 """
 
 import gzip
@@ -27,7 +28,8 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from chest.errors import run_stage
+from chest.commands import parser
+from chest.errors import run
 from chest.files import replacing
 from chest.progress import workers
 
@@ -477,4 +479,8 @@ def write_xray_table(patients: list[Patient], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    arguments = parser(__doc__)
+    arguments.add_argument("--into", type=Path, default=PHANTOM, metavar="FOLDER")
+    arguments.add_argument("--scale", type=float, default=1.0, help="of the number of patients")
+    options = arguments.parse_args()
+    run(lambda: main(options.into, options.scale), stage="draw_phantoms")

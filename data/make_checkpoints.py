@@ -29,6 +29,8 @@ from transformers import (
     SiglipTokenizer,
 )
 
+from chest.commands import parser
+from chest.errors import run
 from chest.files import replacing
 
 SEED = 2026
@@ -92,13 +94,11 @@ def main(folder: Path = CHECKPOINTS, side: int = 224, patch: int = 28) -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--into", type=Path, default=CHECKPOINTS, metavar="FOLDER")
-    parser.add_argument("--side", type=int, default=224, metavar="PX", help="of SigLIP's images")
-    parser.add_argument("--patch", type=int, default=28, metavar="PX", help="of SigLIP's patches")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--into", type=Path, default=CHECKPOINTS, metavar="FOLDER")
+    options.add_argument("--side", type=int, default=224, metavar="PX", help="of SigLIP's images")
+    options.add_argument("--patch", type=int, default=28, metavar="PX", help="of SigLIP's patches")
+    return options.parse_args()
 
 
 def make_siglip(folder: Path, side: int, patch: int) -> None:
@@ -229,4 +229,4 @@ def write_preprocessor(
 
 if __name__ == "__main__":
     options = read_options()
-    main(options.into, options.side, options.patch)
+    run(lambda: main(options.into, options.side, options.patch), stage="make_checkpoints")

@@ -8,9 +8,14 @@ Writes  data/manifest.csv   one row an image, sorted by image_id
     python stages/build_manifest.py        (or: dvc repro build_manifest)
 """
 
+import math
+import shutil
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -35,10 +40,10 @@ from chest.dataset import (
 )
 from chest.errors import InputError, Problem, refuse, run_stage
 from chest.files import read_table, replacing, write_table
-from chest.images import Grey, ImageError, read_grey
+from chest.images import Grey, read_greys
 from chest.labels import LABELS
 from chest.params import ExpectedCounts, Params, load_params
-from chest.progress import progress, workers
+from chest.progress import progress
 
 
 def main() -> None:
@@ -49,19 +54,20 @@ def main() -> None:
     if params.chosen.expected_counts:
         check_counts(items, params.chosen.expected_counts)
 
-    # 2. Decode each image once, and write it straight into its row of the array.
+    # 2. Decode each image once, on all cores, and append it to the array in the file.
+    rows: list[dict] = []
     problems: list[Problem] = []
+    shape = (len(items), params.image_size, params.image_size)
+    check_room(math.prod(shape))
     with replacing(IMAGES) as partial:
-        side = params.image_size
-        images = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(items), side, side))
-        with ThreadPoolExecutor(workers()) as pool:
-            rows = list(
-                progress(
-                    pool.map(lambda i: pack(items[i], images[i], problems), range(len(items))),
-                    "images", len(items),
-                )
-            )  # fmt: skip
-        images.flush()
+        reading = read_greys([item.path for item in items], params.image_size)
+        with array_file(partial, shape) as file, closing(reading) as greys:
+            for item, grey in zip(items, progress(greys, "images", len(items)), strict=True):
+                if isinstance(grey, Problem):
+                    problems.append(grey)
+                else:
+                    file.write(grey.pixels)
+                    rows.append(row_of(item, grey))
         refuse(problems)
 
         # 3. The manifest; the same picture under two labels is wrong in one of them.
@@ -111,14 +117,34 @@ def check_counts(items: list[Item], expected: ExpectedCounts) -> None:
     )
 
 
-def pack(item: Item, row: np.ndarray, problems: list[Problem]) -> dict:
-    """Write the image of `item` into `row`, (side, side); returns its row of the manifest."""
+def check_room(needed: int) -> None:
+    """Raise InputError where the disk of the array has less than `needed` bytes free."""
+    IMAGES.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(IMAGES.parent).free
+    if free < needed:
+        found, expected = (f"{count / 1e6:,.0f} MB" for count in (free, needed))
+        refuse([Problem(IMAGES, f"{found} free on its disk", expected, "make room for it")])
+
+
+@contextmanager
+def array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A new .npy file of a uint8 array of `shape`, whose values are to be written one by one.
+
+    Written, not mapped: so its pages need not be in memory, and a disk that is full is an OSError,
+    which names the file, and not a signal that ends the process.
+    """
     try:
-        grey: Grey = read_grey(item.path, row.shape[0])
-    except ImageError as error:
-        problems.append(error.problem)
-        return {}
-    row[:] = grey.pixels
+        with open(path, "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(IMAGES)
+        raise
+
+
+def row_of(item: Item, grey: Grey) -> dict:
+    """The image's row of the manifest."""
     size = {"width": grey.width, "height": grey.height, "pixel_hash": grey.pixel_hash}
     return asdict(item) | {"path": item.path.as_posix()} | size
 

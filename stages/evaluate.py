@@ -34,20 +34,18 @@ from chest import audit, card, charts, predictions, scores
 from chest.calibration import reliability
 from chest.dataset import Dataset, read_dataset
 from chest.errors import InputError, Problem, run_stage
-from chest.files import read_table, replacing, write_json, write_table, write_text
+from chest.files import replacing, write_json, write_table, write_text
 from chest.intervals import intervals
 from chest.labels import LABELS, SPLITS
 from chest.metrics import rounded
 from chest.params import load_params
-from chest.predictions import CURVE_COLUMNS, curve_path_of
 from chest.regions import visible_region
-from chest.systems import PROBES, SYSTEM_NAMES, SYSTEMS
-from chest.within import nest_within, score_within, tabulate_within
+from chest.systems import PROBES, SYSTEM_NAMES, SYSTEMS, TRAINED
+from chest.within import nest_within, score_modalities, score_sites, tabulate_within
 
 METRICS = Path("metrics")
 PLOTS = Path("plots")
-TRAINED = "finetune_siglip"
-CLOSEST = 20  # near-duplicate pairs in the table that Git tracks; all are in data/audit
+CLOSEST = 20  # near-duplicate pairs in the table that Git tracks; data/audit has more
 
 NOTES = {
     "phantom": "Drawn phantoms: no image of a person.",
@@ -58,39 +56,45 @@ NOTES = {
 def main() -> None:
     params = load_params()
     data = read_dataset()
-    records = {system: predictions.read_record(system) for system in SYSTEMS}
     answers = {
         system: predictions.describe(predictions.read(system, data.table), data.table)
         for system in SYSTEMS
     }
+    records = {system: predictions.read_record(system) for system in SYSTEMS}
     test = {system: of_split(system, table, "test") for system, table in answers.items()}
-    probed = {"everything": test[TRAINED]} | {
+    probed = {
         probe: predictions.describe(
             predictions.read(probe, data.table, predictions.PROBES), data.table
         )
         for probe in PROBES
     }
     names = {system: display_name(system, record) for system, record in records.items()}
-    curve = read_table(curve_path_of(TRAINED), CURVE_COLUMNS).apply(pd.to_numeric)
+    curve = predictions.read_curve(TRAINED, records[TRAINED]["best_epoch"])
     twins = audit.read_near_duplicates()
-    leaks = audit.leak_counts(data.table, twins)
+    leaks = audit.leak_counts(data.table, audit.read_counts())
 
     # 1. Figures: values and intervals of each system, over all test images and within groups.
     found = {system: intervals(table, params.seed) for system, table in test.items()}
-    groups = {system: score_within(table, params.seed) for system, table in test.items()}
+    modalities = {system: score_modalities(table, params.seed) for system, table in test.items()}
+    groups = {s: modalities[s] + score_sites(test[s], params.seed) for s in SYSTEMS}
+    rankings = {system: scores.ranking(table) for system, table in test.items()}
     recalls = pd.DataFrame(
         [row for s in SYSTEMS for row in scores.recall_rows(s, test[s], found[s])]
     )
-    uars = pd.DataFrame(
-        [row for s in SYSTEMS for row in scores.uar_rows("system", s, test[s], found[s], groups[s])]
-    )
-    probes = tabulate_probes(probed, params.seed)
+    uars = pd.DataFrame([
+        row
+        for s in SYSTEMS
+        for row in scores.uar_rows("system", s, test[s], found[s], modalities[s])
+    ])  # fmt: skip
+    whole = scores.uar_rows("probe", "everything", test[TRAINED], found[TRAINED],
+                            modalities[TRAINED])  # fmt: skip
+    probes = pd.DataFrame(whole + probe_rows(probed, params.seed))
 
     # 2. Metrics, nested as `dvc metrics` wants them, and tables for a reviewer.
     complete = {s: table for s, table in answers.items() if set(table["split"]) == set(SPLITS)}
     write_metrics("test", {s: scores.headline(test[s], found[s]) for s in SYSTEMS})
     write_metrics("within", {s: {"within": nest_within(groups[s])} for s in SYSTEMS})
-    write_metrics("ranking", {s: scores.ranking(test[s]) for s in SYSTEMS})
+    write_metrics("ranking", rankings)
     write_metrics("probes", {TRAINED: {"probes": nest_probes(probes)}})
     write_metrics("audit", {"audit": leaks})
     write_metrics("all", {
@@ -135,7 +139,7 @@ def main() -> None:
 
     # 5. The card and the checklist.
     told = card.Run(params, records, names, data.table, uars, recalls, probes, within, leaks,
-                    scores.ranking(trained))  # fmt: skip
+                    rankings[TRAINED])  # fmt: skip
     for document in ("model_card.md", "claim.md"):
         write_text(METRICS / document, card.render(document, told))
 
@@ -157,15 +161,15 @@ def display_name(system: str, record: dict) -> str:
     return f"{SYSTEM_NAMES[system]} ({how})"
 
 
-def tabulate_probes(probed: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
-    """UAR over all images and within each modality for each probe: ``plots/probes.csv``."""
-    return pd.DataFrame([
+def probe_rows(probed: dict[str, pd.DataFrame], seed: int) -> list[dict]:
+    """Rows of ``plots/probes.csv``: UAR over all images and within each modality for each probe."""
+    return [
         row
         for probe, table in probed.items()
         for row in scores.uar_rows(
-            "probe", probe, table, intervals(table, seed), score_within(table, seed)
+            "probe", probe, table, intervals(table, seed), score_modalities(table, seed)
         )
-    ])  # fmt: skip
+    ]
 
 
 def nest_probes(probes: pd.DataFrame) -> dict:
@@ -187,11 +191,18 @@ def worst_mistakes(table: pd.DataFrame, data: Dataset) -> pd.DataFrame:
     row_of = pd.Series(np.arange(len(data.table)), data.table["image_id"])
     listed = table.assign(
         row=row_of[table["image_id"]].to_numpy(),
-        probability=[row.get(row["predicted"], np.nan) for row in table.to_dict("records")],
-        truth=[row[row["actual"]] for row in table.to_dict("records")],
+        probability=probabilities_of(table, "predicted"),
+        truth=probabilities_of(table, "actual"),
     )
     wrong = listed[listed["actual"] != listed["predicted"]]
     return wrong.sort_values(["truth", "image_id"], ignore_index=True)
+
+
+def probabilities_of(table: pd.DataFrame, column: str) -> np.ndarray:
+    """The probability of the class that `column` names, float64 (n,); NaN where it names none."""
+    named = pd.Index(LABELS).get_indexer(table[column])
+    probabilities = table[list(LABELS)].to_numpy()[np.arange(len(table)), named]
+    return np.where(named < 0, np.nan, probabilities)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main() -> None:
 def cut(volume: Item, folder: Path, slices: Slices, problems: list[Problem]) -> dict:
     """Write the volume's slice as `folder`/<study>.png; returns its row of the index."""
     try:
-        cutting = cut_axial_slice(volume.path, slices.position)
+        cutting = cut_axial_slice(volume.path, slices.position, slices.verify)
         grey = to_grey(cutting.pixels, slices.normalize)
     except VolumeError as error:
         problems.append(error.problem)
@@ -64,7 +64,8 @@ def cut(volume: Item, folder: Path, slices: Slices, problems: list[Problem]) -> 
                     "look at the volume; remove it, or set slices.position")
         )  # fmt: skip
         return {}
-    Image.fromarray(grey).save(folder / f"{volume.study}.png")
+    # Level 1 takes a third of the time of the usual 6, and a sixth more space.
+    Image.fromarray(grey).save(folder / f"{volume.study}.png", compress_level=1)
     return {
         "study": volume.study,
         "volume": volume.path.as_posix(),

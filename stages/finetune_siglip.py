@@ -61,7 +61,7 @@ def main() -> None:
 
     # 3. Write everything.
     if accelerator.is_main_process:
-        with replacing(predictions.TRAINED) as folder:
+        with replacing(predictions.TRAINED_MODEL) as folder:
             save_classifier(model, task.normal, folder)
         write_table(predictions.curve_path_of(SYSTEM), curve, float_format="%.6g")
         made_by = record(accelerator, source, model, params.seed, len(rows))

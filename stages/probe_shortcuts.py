@@ -31,7 +31,7 @@ def main() -> None:
     params = load_params()
     data = read_dataset()
     accelerator = start(params.seed)
-    source = find_checkpoint(str(predictions.TRAINED), "main")
+    source = find_checkpoint(str(predictions.TRAINED_MODEL), "main")
     model = load_trained(source, params.image_size).to(accelerator.device)
     rows = data.rows("test")
     images = place_images(data.images, accelerator.device)

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -66,10 +67,13 @@ def copy_repository(folder: Path) -> Path:
     return folder
 
 
-def run_in(folder: Path, *command: str, fails: bool | None = False) -> str:
+def run_in(
+    folder: Path, *command: str, fails: bool | None = False, network: Path | None = None
+) -> str:
     """Run a command in a copy of the repository; returns what it printed.
 
-    It must end as `fails` says; None: either way.
+    It must end as `fails` says; None: either way. With `network` it reaches none, as
+    `without_network` has it, and what it tried is in that file.
     """
     someone = {"NAME": "Someone", "EMAIL": "someone@example.org"}
     env = {
@@ -80,6 +84,18 @@ def run_in(folder: Path, *command: str, fails: bool | None = False) -> str:
         "PYTHONPATH": str(folder),
         "DVC_NO_ANALYTICS": "1",
     }
+    if network:
+        env = without_network(env, network)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert fails in (None, done.returncode != 0), f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr if command[0] == "dvc" else done.stdout
+
+
+def without_network(env: Mapping[str, str], log: Path) -> dict[str, str]:
+    """`env` for commands whose Pythons reach no network, and note each attempt in `log`.
+
+    `log` is there and empty from now on: it must be so at the end.
+    """
+    log.write_text("")
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests/no_network"), env.get("PYTHONPATH")]))
+    return {**env, "PYTHONPATH": path, "NETWORK_LOG": str(log)}

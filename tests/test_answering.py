@@ -1,5 +1,7 @@
 """Each row is answered once, whatever the batches, the memory and the processes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +64,16 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="shapes"):
         answer(start(1), in_batches(np.arange(4), 2), device)
     assert device.asked == []
+
+
+# --- Processes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_the_batches_are_dealt_to_the_processes(count):
+    batches, shares = in_batches(np.arange(40), 3), []
+    for index in range(count):
+        one = SimpleNamespace(process_index=index, num_processes=count, is_main_process=index == 0)
+        shares.append(answer(one, batches, lambda rows: rows.tolist()))
+    assert sorted(row for share in shares for row in share) == list(range(40))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 3

@@ -1,6 +1,7 @@
 """The leak audit: near-duplicates found as by brute force, and what the splits share."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from chest.audit import (
     NEAR_COLUMNS,
     THRESHOLD,
     composition,
-    count_by_distance,
     find_near_duplicates,
     leak_counts,
     near_pairs,
     perceptual_hashes,
+    read_counts,
     read_near_duplicates,
     worst_pairs,
 )
@@ -77,11 +78,17 @@ def drawn_hashes(families=60, size=8, flips=14):
 
 
 def by_brute_force(hashes, groups, threshold):
+    """(row in the lower group, row in the higher one, bits that differ) of each near pair."""
     bits = np.unpackbits(hashes.view(np.uint8), axis=1).astype(np.int64)
     distance = (bits[:, None] != bits[None]).sum(2)
-    apart = groups[:, None] != groups[None]
-    first, second = np.nonzero(np.triu(apart & (distance <= threshold), 1))
-    return first, second, distance[first, second]
+    first, second = np.nonzero((groups[:, None] < groups[None]) & (distance <= threshold))
+    return sorted(zip(first, second, distance[first, second], strict=True))
+
+
+def found_pairs(hashes, groups, threshold):
+    """The same by `near_pairs`."""
+    parts = near_pairs(hashes, groups, threshold)
+    return sorted(pair for part in parts for pair in zip(*part, strict=True))
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 7, 16, THRESHOLD])
@@ -91,45 +98,67 @@ def test_the_pairs_are_those_of_brute_force(threshold, chunk, monkeypatch):
     hashes = drawn_hashes()
     groups = np.random.default_rng(2).integers(0, 3, len(hashes))
     expected = by_brute_force(hashes, groups, threshold)
-    assert expected[2].max() == threshold
-    assert len(expected[2]) > 0
-    for found, due in zip(near_pairs(hashes, groups, threshold), expected, strict=True):
-        assert np.array_equal(found, due)
+    assert max(distance for *_, distance in expected) == threshold
+    assert found_pairs(hashes, groups, threshold) == expected
+
+
+def test_pairs_of_pictures_that_are_all_alike_are_those_of_brute_force_too():
+    # One family: nearly every pair would be compared in nearly every band.
+    hashes = drawn_hashes(families=1, size=90, flips=11)
+    groups = np.random.default_rng(2).integers(0, 3, len(hashes))
+    assert found_pairs(hashes, groups, THRESHOLD) == by_brute_force(hashes, groups, THRESHOLD)
+
+
+def test_no_more_pairs_are_compared_than_there_are(monkeypatch):
+    compared = watch(monkeypatch)
+    assert len(found_pairs(np.zeros((60, 4), np.uint64), np.arange(60) % 2, THRESHOLD)) == 900
+    assert sum(compared) == 900
 
 
 def test_only_pairs_of_two_groups_count():
     hashes = np.repeat(drawn_hashes()[:1], 6, axis=0)
-    first, second, distance = near_pairs(hashes, np.array([0, 0, 0, 1, 1, 2]), THRESHOLD)
+    groups = np.array([0, 1, 0, 2, 1, 0])
+    first, second, distance = zip(*found_pairs(hashes, groups, THRESHOLD), strict=True)
     assert len(first) == 3 * 2 + 3 * 1 + 2 * 1
-    assert (first < second).all()
-    assert (distance == 0).all()
-    assert len(near_pairs(hashes, np.zeros(6), THRESHOLD)[0]) == 0
+    assert (groups[list(first)] < groups[list(second)]).all()
+    assert set(distance) == {0}
+    assert found_pairs(hashes, np.zeros(6), THRESHOLD) == []
 
 
-def test_candidates_are_all_pairs_of_keys_that_differ_in_at_most_one_bit():
-    keys = np.random.default_rng(4).integers(0, 2**6, 150)
-    found = [pair for part in audit._candidates(keys, width=6) for pair in zip(*part, strict=True)]
-    near = np.triu(np.bitwise_count(keys[:, None] ^ keys[None]) <= 1, 1)
-    assert sorted(tuple(sorted(pair)) for pair in found) == list(zip(*near.nonzero(), strict=True))
+def test_a_band_gives_all_pairs_that_differ_in_at_most_one_bit_of_it():
+    rng = np.random.default_rng(4)
+    first, second = rng.integers(0, 2, (150, 6)), rng.integers(0, 2, (70, 6))
+    band = audit.Band(first, second)
+    found = [pair for part in band.pairs() for pair in zip(*part, strict=True)]
+    near = (first[:, None] != second[None]).sum(2) <= 1
+    assert sorted(found) == list(zip(*near.nonzero(), strict=True))
+    assert band.count() == len(found)
 
 
-def test_a_bucket_that_holds_all_is_worked_off_in_parts(monkeypatch):
+def test_a_band_that_all_share_is_worked_off_in_parts(monkeypatch):
     monkeypatch.setattr(audit, "CHUNK", 100)
-    parts = list(audit._candidates(np.full(80, 5), width=4))
+    parts = list(audit.Band(np.ones((80, 4), int), np.ones((30, 4), int)).pairs())
     assert max(len(first) for first, _ in parts) == 100
-    pairs = {tuple(sorted(pair)) for part in parts for pair in zip(*part, strict=True)}
-    assert len(pairs) == sum(len(first) for first, _ in parts) == 80 * 79 // 2
+    pairs = {pair for part in parts for pair in zip(*part, strict=True)}
+    assert len(pairs) == sum(len(first) for first, _ in parts) == 80 * 30
+
+
+def watch(monkeypatch):
+    """A list that grows by how many pairs are compared, part by part."""
+    compared, keep = [], audit._keep_near
+    monkeypatch.setattr(
+        audit,
+        "_keep_near",
+        lambda hashes, a, *rest: compared.append(len(a)) or keep(hashes, a, *rest),
+    )
+    return compared
 
 
 def test_few_of_all_pairs_are_compared(monkeypatch):
-    compared = []
-    distances = audit._distances
-    monkeypatch.setattr(
-        audit, "_distances", lambda hashes, a, b: compared.append(len(a)) or distances(hashes, a, b)
-    )
+    compared = watch(monkeypatch)
     hashes = perceptual_hashes(draw(1500, side=64))
-    near_pairs(hashes, np.arange(1500), THRESHOLD)
-    assert 0 < sum(compared) < 0.01 * 1500 * 1499 / 2
+    found_pairs(hashes, np.arange(1500) % 3, THRESHOLD)
+    assert 0 < sum(compared) < 0.01 * 3 * 500**2
 
 
 # --- The pairs' table ------------------------------------------------------------------------
@@ -142,7 +171,8 @@ def test_copies_in_another_split_are_found_and_nothing_else():
         for picture, copy in zip(originals[:30], [*COPIES.values()] * 10, strict=True)
     ])  # fmt: skip
     table = describe(70, split=["train"] * 40 + ["test"] * 30)
-    found = find_near_duplicates(table, perceptual_hashes(np.concatenate([originals, copies])))
+    hashes = perceptual_hashes(np.concatenate([originals, copies]))
+    found = find_near_duplicates(table, hashes).pairs
     assert tuple(found.columns) == NEAR_COLUMNS
     expected = {(f"image-{i:05}", f"image-{40 + i:05}") for i in range(30)}
     assert set(zip(found["image_id_a"], found["image_id_b"], strict=True)) == expected
@@ -155,7 +185,7 @@ def test_the_earlier_split_stands_first_with_what_is_known_of_it():
         3, split=["test", "val", "train"], label=["covid19", "normal", "tuberculosis"],
         collection=["ct_volumes", "ct_slices", "xrays"],
     )  # fmt: skip
-    found = find_near_duplicates(table, hashes)
+    found = find_near_duplicates(table, hashes).pairs
     assert found.to_numpy().tolist() == [
         [0, "image-00001", "val", "normal", "p1", "ct_slices",
          "image-00000", "test", "covid19", "p0", "ct_volumes"],
@@ -172,17 +202,31 @@ def test_the_order_of_the_rows_changes_nothing():
     table = describe(len(hashes), split=rng.choice(SPLITS, len(hashes)))
     shuffled = rng.permutation(len(hashes))
     found = find_near_duplicates(table, hashes)
-    assert len(found) > 100
+    assert len(found.pairs) == found.counts["pairs"] > 100
     again = find_near_duplicates(table.iloc[shuffled].reset_index(drop=True), hashes[shuffled])
-    pd.testing.assert_frame_equal(found, again)
+    pd.testing.assert_frame_equal(found.pairs, again.pairs)
+    pd.testing.assert_frame_equal(found.by_distance, again.by_distance)
+    assert found.counts == again.counts
+
+
+def test_the_list_is_cut_and_the_counts_are_not(monkeypatch):
+    hashes = drawn_hashes()
+    table = describe(len(hashes), split=np.resize(SPLITS, len(hashes)))
+    every = find_near_duplicates(table, hashes)
+    monkeypatch.setattr(audit, "LISTED", 50)
+    monkeypatch.setattr(audit, "CHUNK", 37)
+    cut = find_near_duplicates(table, hashes)
+    pd.testing.assert_frame_equal(cut.pairs, every.pairs.head(50))
+    pd.testing.assert_frame_equal(cut.by_distance, every.by_distance)
+    assert cut.counts == every.counts
 
 
 def test_no_near_duplicates_give_empty_tables():
     table = describe(20, split=["train"] * 15 + ["test"] * 5)
     found = find_near_duplicates(table, perceptual_hashes(draw(20)))
-    assert (len(found), tuple(found.columns)) == (0, NEAR_COLUMNS)
-    assert len(count_by_distance(found)) == len(worst_pairs(found, 5)) == 0
-    counts = leak_counts(table, found)
+    assert (len(found.pairs), tuple(found.pairs.columns)) == (0, NEAR_COLUMNS)
+    assert len(found.by_distance) == len(worst_pairs(found.pairs, 5)) == 0
+    counts = leak_counts(table, found.counts)
     assert {*counts["shared"].values(), *counts["near_duplicates"].values()} == {0}
 
 
@@ -193,11 +237,30 @@ def pairs_of(table, *pairs):
     return pd.DataFrame(rows, columns=NEAR_COLUMNS)
 
 
-def test_pairs_are_counted_by_distance():
-    table = describe(6, patient_id=["a", "a", "b", "c", "d", "d"], split=["train", "test"] * 3)
-    found = count_by_distance(pairs_of(table, (0, 1, 2), (2, 3, 2), (2, 1, 2), (4, 5, 8)))
-    assert found.to_dict("list") == {
-        "distance": [2, 8], "same_patient": [1, 1], "other_patient": [2, 0],
+def hashes_at(*flips):
+    """Hashes that differ from the first in so many bits, each in bits of its own."""
+    bits = np.zeros((len(flips), 256), np.uint8)
+    for row, (start, flipped) in enumerate(zip(np.cumsum([0, *flips]), flips, strict=False)):
+        bits[row, start : start + flipped] = 1
+    return np.packbits(bits, axis=1).view(np.uint64)
+
+
+def test_pairs_are_counted_by_distance_splits_label_and_patient():
+    table = describe(
+        6,
+        patient_id=["a", "a", "b", "c", "c", "d"],
+        label=["normal", "normal", "covid19", "normal", "normal", "normal"],
+        split=["train", "test", "test", "val", "test", "test"],
+    )
+    found = find_near_duplicates(table, hashes_at(0, 2, 5, 20, 30, 90))
+    # Rows 0 and 1: 2 bits, patient a. 0 and 2: 5 bits. 0 and 3: 20 bits. 1 and 3: 22 bits. The rest
+    # is 25 bits or more apart, or in one split.
+    assert found.by_distance.to_dict("list") == {
+        "distance": [2, 5, 20, 22], "same_patient": [1, 0, 0, 0], "other_patient": [0, 1, 1, 1],
+    }  # fmt: skip
+    assert found.counts == {
+        "pairs": 4, "train_test": 2, "train_val": 1, "val_test": 1, "other_label": 1,
+        "same_patient": 1, "test_images": 2,
     }  # fmt: skip
 
 
@@ -248,14 +311,14 @@ def test_the_leaks_are_counted():
         label=["normal", "normal", "covid19", *["normal"] * 5],
         split=["train", "test", "train", "val", "test", "test", "test", "val"],
     )
-    near = pairs_of(table, (2, 7, 0), (0, 1, 4), (2, 1, 6), (2, 6, 8), (3, 4, 8), (3, 5, 10))
-    assert leak_counts(table, near) == {
+    near = {
+        "pairs": 6, "train_test": 3, "train_val": 1, "val_test": 2, "other_label": 3,
+        "same_patient": 3,
+    }  # fmt: skip
+    assert leak_counts(table, near | {"test_images": 2}) == {
         "shared": {"patients": 2, "pixels": 1},  # a and c; the pixels 3
-        "near_duplicates": {
-            "pairs": 6, "train_test": 3, "train_val": 1, "val_test": 2,
-            "other_label": 3, "same_patient": 3,
-        },
-        # Of the four test images 1, 4, 5 and 6: patient a's; 1 and 6 have a twin in training.
+        "near_duplicates": near,
+        # Of the four test images 1, 4, 5 and 6: patient a's; two have a twin in training.
         "test_share": {"patient_in_train": 0.25, "near_duplicate_in_train": 0.5},
     }  # fmt: skip
 
@@ -288,8 +351,7 @@ def place(packed, tmp_path, monkeypatch):
 
 def audited():
     run_stage("audit")
-    near = read_near_duplicates()
-    return near, leak_counts(read_labelled(), near)
+    return read_near_duplicates(), leak_counts(read_labelled(), read_counts())
 
 
 def test_a_split_by_patient_shares_no_patient(place, capsys):
@@ -324,7 +386,7 @@ def test_two_runs_give_the_same_bytes(place):
 
     first = run()
     assert first == run()
-    assert first.keys() == {"near_duplicates.csv", "by_distance.csv"}
+    assert first.keys() == {"near_duplicates.csv", "by_distance.csv", "counts.json"}
 
 
 def test_missing_images_are_named_and_the_old_audit_stays(place, capsys):
@@ -357,6 +419,29 @@ def test_an_audit_of_another_form_is_refused(tmp_path, monkeypatch):
             read_near_duplicates()
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"pairs": 1}', '{"pairs": "1"}', "{}", None, "negative"]
+)
+def test_counts_of_another_form_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    Path("data/audit").mkdir(parents=True)
+    if content == "negative":
+        content = json.dumps(dict.fromkeys((*audit.COUNTED, audit.TWINNED), -1))
+    if content is not None:
+        Path("data/audit/counts.json").write_text(content)
+    with pytest.raises(InputError, match=r"counts\.json"):
+        read_counts()
+
+
+def test_the_stage_says_where_it_does_not_list_all(place, capsys, monkeypatch):
+    write_params(place, **{"phantom.expected_counts": None, "split.group": "image"})
+    run_stage("split")
+    monkeypatch.setattr(audit, "LISTED", 5)
+    near, counts = audited()
+    assert len(near) == 5 < counts["near_duplicates"]["pairs"]
+    assert "data/audit/near_duplicates.csv lists the 5 closest" in capsys.readouterr().out
+
+
 # --- Real images -----------------------------------------------------------------------------
 
 real = pytest.mark.skipif(not SLICES.is_dir(), reason="no real images beside the project")
@@ -373,7 +458,7 @@ def test_real_slices_saved_again_are_found_and_other_people_are_not(tmp_path):
     n = len(paths)
     table = describe(2 * n, split=["train"] * n + ["test"] * n)
     images = np.stack([read_grey(path, 224).pixels for path in [*paths, *copies]])
-    found = find_near_duplicates(table, perceptual_hashes(images))
+    found = find_near_duplicates(table, perceptual_hashes(images)).pairs
     assert n >= 30
     assert sorted(zip(found["image_id_a"], found["image_id_b"], strict=True)) == [
         (f"image-{i:05}", f"image-{n + i:05}") for i in range(n)
@@ -385,6 +470,6 @@ def test_real_neighbouring_slices_are_found():
     names = ("P001_79", "P001_80", "P001_81", "P002_120", "P002_121", "P001_140", "P001_141")
     images = np.stack([read_grey(SLICES / f"2COVID/{name}.png", 224).pixels for name in names])
     table = describe(7, split=["train", "test", "train", "train", "test", "train", "test"])
-    found = find_near_duplicates(table, perceptual_hashes(images))
+    found = find_near_duplicates(table, perceptual_hashes(images)).pairs
     pairs = set(zip(found["image_id_a"].str[-1], found["image_id_b"].str[-1], strict=True))
     assert pairs == {("0", "1"), ("2", "1"), ("3", "4"), ("5", "6")}

@@ -15,13 +15,12 @@ from PIL import Image
 from chest import charts
 from chest.labels import LABELS, UNPARSED
 from chest.regions import HIDDEN, visible_region
-from chest.systems import PROBE_NAMES, PROBES, SYSTEM_NAMES, SYSTEMS
+from chest.systems import PROBE_NAMES, PROBES, SYSTEM_NAMES, SYSTEMS, TRAINED
 
 NAMES = SYSTEM_NAMES | {
     "zeroshot_qwen": "Qwen2.5-VL, zero-shot (random weights)",
     "finetune_siglip": "SigLIP, fine-tuned (trained from random weights)",
 }
-TRAINED = "finetune_siglip"
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """The collections' readers: the true tables, the layouts in use, and what may be wrong."""
 
+import errno
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -207,6 +209,21 @@ def test_everything_that_is_wrong_is_listed_at_once(raw):
 def test_what_is_wrong_is_named(raw, damage, told):
     damage(raw)
     assert told in refusals(raw)
+
+
+def test_a_folder_that_may_not_be_read_is_named(raw, monkeypatch):
+    images = raw / XRAYS / "Chest-X-Ray" / "Chest-X-Ray" / "image"
+    open_folder = Path.iterdir
+
+    def iterdir(folder):
+        if folder == images:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_folder(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    message = refusals(raw)
+    assert str(images) in message
+    assert "cannot be opened (Permission denied)" in message
 
 
 def test_the_same_study_twice_is_refused(raw):

@@ -84,22 +84,26 @@ def test_the_lung_window_is_a_parameter(place):
 
 def test_all_bad_volumes_are_listed_and_nothing_is_written(place, capsys):
     good = nib.load(STUDIES / "CT-0/study_0001.nii.gz")
+    whole = gzip.decompress((STUDIES / "CT-0/study_0001.nii.gz").read_bytes())
     flat = nib.Nifti1Image(np.zeros((9, 9), np.int16), good.affine)
     nib.save(flat, STUDIES / "CT-0/study_0901.nii.gz")
     (STUDIES / "CT-1/study_0902.nii.gz").write_bytes(b"no volume")
+    (STUDIES / "CT-1/study_0903.nii").write_bytes(whole[:20_000])
     (STUDIES / "CT-9").mkdir()
     message = failure("extract_slices", capsys)
-    for told in ("study_0901", "shape 9x9", "study_0902", "no readable volume", "CT-9"):
+    for told in (
+        "study_0901", "shape 9x9", "study_0902", "no readable volume", "study_0903",
+        f"at most 20,000 of {len(whole):,} bytes", "CT-9",
+    ):  # fmt: skip
         assert told in message
     assert not Path("data/slices").exists()
 
 
 def test_damage_inside_volumes_is_listed_and_nothing_is_written(place, capsys):
     path = STUDIES / "CT-0/study_0001.nii.gz"
-    whole = gzip.decompress(path.read_bytes())
-    good = nib.load(path)
-    path.write_bytes(path.read_bytes()[:20_000])  # truncated gzip
-    (STUDIES / "CT-0/study_0901.nii").write_bytes(whole[:20_000])  # truncated NIfTI
+    good, content = nib.load(path), path.read_bytes()
+    path.write_bytes(content[: len(content) // 3])
+    (STUDIES / "CT-0/study_0901.nii.gz").write_bytes(with_another_value(content))
     constant = nib.Nifti1Image(np.full((9, 9, 9), -1000, np.int16), good.affine)
     nib.save(constant, STUDIES / "CT-1/study_0902.nii.gz")
     message = failure("extract_slices", capsys)
@@ -112,6 +116,24 @@ def test_damage_inside_volumes_is_listed_and_nothing_is_written(place, capsys):
     ):
         assert told in message
     assert not Path("data/slices").exists()
+
+
+def with_another_value(content):
+    """A gzipped volume in which one value is not that of which it holds the checksum."""
+    damaged = bytearray(gzip.decompress(content))
+    damaged[len(damaged) // 2] ^= 1
+    return gzip.compress(damaged)[:-8] + content[-8:]
+
+
+def test_checksums_are_tested_unless_params_say_otherwise(place, capsys):
+    # One whose slices lie one after another: of any other all is inflated, whatever they say.
+    volumes = STUDIES.rglob("*.nii.gz")
+    path = next(x for x in volumes if nib.aff2axcodes(nib.load(x).affine)[2] in "SI")
+    path.write_bytes(with_another_value(path.read_bytes()))
+    assert "CRC" in failure("extract_slices", capsys)
+    write_params(place, **{"slices.verify": False})
+    run_stage("extract_slices")
+    assert len(list(Path("data/slices").glob("*.png"))) == len(list(STUDIES.rglob("*.nii*")))
 
 
 def test_old_slices_survive_a_failing_run(cut, capsys):
@@ -201,6 +223,32 @@ def test_a_picture_under_two_labels_is_refused(cut, capsys):
     assert str(healthy) in message
     assert "the same pixels" in message
     assert not Path("data/manifest.csv").exists()
+
+
+FULL_DISK = """if True:
+    import resource, runpy, sys
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")"""
+
+
+def test_a_disk_that_fills_up_leaves_the_old_files(cut):
+    run_stage("build_manifest")
+    outputs = [Path("data/images.npy"), Path("data/manifest.csv")]
+    before = [path.read_bytes() for path in outputs]
+    write_params(cut, **{"phantom.expected_counts": None, "labels.tuberculosis": "remarks"})
+    script = ROOT / "stages/build_manifest.py"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "ERROR: File too large: data/images.npy\n"
+    assert [path.read_bytes() for path in outputs] == before
+    assert not list(Path("data").glob(".*partial*"))
+
+
+def test_a_disk_without_room_is_told_before_any_image_is_decoded(cut, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, 1e6))
+    monkeypatch.setattr("chest.images.read_greys", lambda *_: pytest.fail("decoded"))
+    assert "1 MB free on its disk" in failure("build_manifest", capsys)
 
 
 def test_a_slice_that_is_gone_is_named(cut, capsys):

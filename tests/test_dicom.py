@@ -1,5 +1,6 @@
 """DICOM: the same picture as of a volume, X-rays as their files say, and what is refused."""
 
+import tracemalloc
 from itertools import permutations, product
 
 import nibabel as nib
@@ -9,6 +10,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     JPEGLosslessSV1,
@@ -262,6 +264,34 @@ def test_truncated_files_are_refused(tmp_path, share):
     (tmp_path / "a.dcm").write_bytes(content[: int(share * len(content))])
     with pytest.raises(DicomError, match=r"a\.dcm"):
         read_ct(tmp_path / "a.dcm")
+
+
+def test_a_deflated_data_set_is_refused_before_it_is_inflated(tmp_path):
+    dataset = make(GREY, PixelData=bytes(2**25))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    path = save(tmp_path / "a.dcm", dataset)
+    assert path.stat().st_size < 2**16
+    tracemalloc.start()
+    for read in (read_header, read_ct, read_xray):
+        with pytest.raises(DicomError, match=r"a deflated data set"):
+            read(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("read", "dataset", "told"),
+    [
+        (read_ct, make(GREY, **DX), "DICOM of modality DX"),
+        (read_xray, make(GREY), "DICOM of modality CT"),
+        (read_ct, make(GREY, modality="MR"), "DICOM of modality MR"),
+        (read_xray, make(GREY, **DX, ViewPosition="LL"), "a lateral X-ray"),
+        (read_ct, make(GREY, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localizer"),
+    ],
+)
+def test_a_picture_of_another_kind_is_refused(tmp_path, read, dataset, told):
+    with pytest.raises(DicomError, match=told):
+        read(save(tmp_path / "a", dataset))
 
 
 def test_what_is_no_dicom_file_is_refused(tmp_path):

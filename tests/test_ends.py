@@ -54,6 +54,15 @@ def contents(folder: Path, stage: str) -> dict[str, bytes]:
     return found
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    """{path: bytes} of the files in a folder that have their place, not of unfinished ones."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and not any(p.endswith((".partial", ".old")) for p in file.parts)
+    }
+
+
 @dataclass(frozen=True)
 class Zygote:
     """The process of zygote.py, and where what its children print goes."""
@@ -169,6 +178,33 @@ def test_killed_at_any_moment_the_pipeline_ends_with_the_same_bytes(
     left = [p for p in clone.rglob(".*") if p.name.endswith((".partial", ".old"))]
     assert left == []
     print(f"kills survived: {sum(died.values())} of {KILLS * len(STAGES)}: {died}")
+
+
+@pytest.mark.parametrize(
+    "script", [("draw_phantoms.py", "--scale", "0.05"), ("make_checkpoints.py",)]
+)
+def test_killed_at_any_moment_what_the_phantom_profile_reads_is_whole(tmp_path, script):
+    command = [sys.executable, ROOT / "data" / script[0], *script[1:], "--into"]
+    began = time.perf_counter()
+    subprocess.run([*command, "whole"], cwd=tmp_path, check=True)
+    taken, whole = time.perf_counter() - began, files_below(tmp_path / "whole")
+    assert whole
+    moments = random.Random(1)
+    for _ in range(KILLS):
+        with subprocess.Popen([*command, "killed"], cwd=tmp_path) as process:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(moments.uniform(0, taken))
+            process.kill()
+        found = files_below(tmp_path / "killed")
+        assert found.items() <= whole.items()
+        # A folder is there as a whole or not at all; checkpoints are two folders.
+        assert {p.split("/")[0] for p in found} in (
+            set(),
+            {"siglip"},
+            {p.split("/")[0] for p in whole},
+        )
+    subprocess.run([*command, "killed"], cwd=tmp_path, check=True)
+    assert files_below(tmp_path / "killed") == whole
 
 
 # --- Ended -----------------------------------------------------------------------------------

@@ -22,17 +22,28 @@ from chest.systems import PROBES, SYSTEMS
 N = 60  # images, of which 24 train, 12 val and 24 test
 
 RECORD = {
-    "checkpoint": "some/where", "revision": "main", "commit": None, "weights": "random", "n": 24,
-    "seed": 42, "device": "CPU", "processes": 1, "precision": "fp32", "python": "3",
+    "checkpoint": "some/where", "revision": "main", "commit": None, "weights": "random", "seed": 42,
+    "device": "CPU", "processes": 1, "precision": "fp32", "python": "3",
     "torch": "2", "transformers": "5",
 }  # fmt: skip
+OWN = {
+    "zeroshot_qwen": {"method": "generate"},
+    "finetune_siglip": {"trained_on": 24, "best_epoch": 1, "temperature": 1.5},
+}
 
 
 def answers(table, seed, splits, unparsed=()):
     rng = np.random.default_rng(seed)
     chosen = table[table["split"].isin(splits)]
-    mask = np.isin(np.arange(len(chosen)), unparsed)
-    return predictions.tabulate(chosen, rng.dirichlet([1, 1, 1], len(chosen)), mask)
+    drawn = enumerate(rng.dirichlet([1, 1, 1], len(chosen)))
+    return predictions.tabulate(chosen, [None if i in unparsed else row for i, row in drawn])
+
+
+def write(system, table, folder=predictions.FOLDER):
+    """Write answers with the record of a model, or of a floor."""
+    by = system.removeprefix("floor_")
+    record = {"weights": "none", "by": by} if by != system else {**RECORD, **OWN.get(system, {})}
+    predictions.write(system, table, {**record, "n": len(table)}, folder)
 
 
 def make_answers(folder):
@@ -57,14 +68,16 @@ def make_answers(folder):
     np.save("data/images.npy", images)
     table["split"] = split
     pd.DataFrame(columns=audit.NEAR_COLUMNS).to_csv(audit.NEAR_DUPLICATES, index=False)
-    predictions.write("zeroshot_qwen", answers(table, 1, ["test"], [3, 5]), RECORD)
+    # As where pairs are too many to be listed: all of them count.
+    counts = {**dict.fromkeys(audit.COUNTED, 0), "pairs": 7, "train_test": 7, audit.TWINNED: 6}
+    audit.COUNTS.write_text(json.dumps(counts))
+    write("zeroshot_qwen", answers(table, 1, ["test"], [3, 5]))
     everything = ["train", "val", "test"]
-    predictions.write("zeroshot_siglip", answers(table, 2, everything), RECORD)
-    more = {"trained_on": 24, "best_epoch": 1, "temperature": 1.5}
+    write("zeroshot_siglip", answers(table, 2, everything))
     for seed, system in enumerate(("finetune_siglip", "floor_modality", "floor_site"), 3):
-        predictions.write(system, answers(table, seed, ["val", "test"]), {**RECORD, **more})
+        write(system, answers(table, seed, ["val", "test"]))
     for seed, probe in enumerate(PROBES, 6):
-        predictions.write(probe, answers(table, seed, ["test"]), RECORD, predictions.PROBES)
+        write(probe, answers(table, seed, ["test"]), predictions.PROBES)
     curve = pd.DataFrame([[1, 1.0, 0.9, 1e-4, 0.5, 0.6]], columns=predictions.CURVE_COLUMNS)
     path = predictions.curve_path_of("finetune_siglip")
     path.parent.mkdir()
@@ -204,6 +217,8 @@ def test_the_audit_says_what_is_shared(done):
     assert shared == {"patients": (patients > 1).sum(), "pixels": 0}
     table = pd.read_csv("metrics/audit.csv")
     assert table.iloc[-1]["test_images"] == 24
+    assert metrics("audit")["audit"]["near_duplicates"]["pairs"] == 7
+    assert metrics("audit")["audit"]["test_share"]["near_duplicate_in_train"] == 0.25  # 6 of 24
 
 
 def test_what_dvc_draws_agrees_with_the_metrics(done):
@@ -292,7 +307,9 @@ def test_names_say_what_came_out_of_random_weights():
     assert "random" not in evaluate.display_name("finetune_siglip", {"weights": "pretrained"})
 
 
-@pytest.mark.parametrize("lacking", ["predictions/zeroshot_qwen.csv", "training", "images.npy"])
+@pytest.mark.parametrize(
+    "lacking", ["predictions/zeroshot_qwen.csv", "training", "images.npy", "audit/counts.json"]
+)
 def test_what_is_missing_is_named_and_nothing_is_written(place, capsys, lacking):
     path = place / "data" / lacking
     shutil.rmtree(path) if path.is_dir() else path.unlink()

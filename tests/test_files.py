@@ -46,6 +46,19 @@ def test_what_an_interrupted_run_left_is_cleared_away(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_folder_that_was_making_room_when_the_run_was_killed_is_put_back(tmp_path):
+    (tmp_path / ".a.old").mkdir()
+    (tmp_path / ".a.old" / "before").write_text("x")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a") as partial:
+        partial.mkdir()
+        raise RuntimeError
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["a", "a/before"]
+    (tmp_path / ".a.old").mkdir()
+    with replacing(tmp_path / "a") as partial:
+        partial.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
 def test_numbers_that_are_none_do_not_get_into_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"uar": float("nan")})

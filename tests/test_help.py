@@ -8,14 +8,16 @@ from support import ROOT
 
 SCRIPTS = [
     path.relative_to(ROOT).as_posix()
-    for folder in ("stages", "tools", "data")
+    for folder in ("stages", "tools", "data", "benchmarks")
     for path in sorted((ROOT / folder).glob("*.py"))
+    if "__main__" in path.read_text(encoding="utf-8")
 ]
 
 
 def started(script, monkeypatch, *arguments):
     """Run a script as a person does; returns its exit code."""
     monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+    monkeypatch.syspath_prepend((ROOT / script).parent)
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as end:

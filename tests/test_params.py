@@ -1,7 +1,10 @@
 """params.yaml: what it holds is typed, and what it must not hold is refused by its name."""
 
+import os
+
 import pytest
 import yaml
+from dvc.utils.serialize import parse_yaml
 from support import ROOT
 
 from chest.errors import ParameterError
@@ -107,12 +110,67 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path):
         assert key in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("0o10", 8), ("0x1F", 31), ("08", 8), ("+5", 5)]
+)
+def test_whole_numbers_are_those_that_dvc_reads(tmp_path, text, value):
+    # YAML 1.1 reads 010 as eight, and dvc.lock would say ten.
+    assert load(tmp_path, **{"seed: 42": f"seed: {text}"}).seed == value
+    assert parse_yaml(f"seed: {text}", "")["seed"] == value
+
+
+@pytest.mark.parametrize("text", ["1:2:3", "yes", "on", "2020-01-01", "=", "0b11", "1_000"])
+def test_words_that_only_older_yaml_takes_for_something_else_are_words(tmp_path, text):
+    with pytest.raises(ParameterError, match=f"seed: .*found: '{text}'"):
+        load(tmp_path, **{"seed: 42": f"seed: {text}"})
+
+
+BOMB = "\n".join(  # nine lists of nine lists of nine …: 9^12 words
+    ["x0: &x0 [a]", *(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 13))]
+)
+
+
+@pytest.mark.parametrize(
+    ("seed", "told"),
+    [
+        ("*x12", r"seed: .*\[\.\.\.\]"),
+        ("0x" + "f" * 5000, "seed: .*a number of 20000 bits"),
+        ("1" * 5000, "cannot be read"),
+        ("!!int ''", "cannot be read"),
+        ("!!float ''", "cannot be read"),
+        ("!!bool x", "cannot be read"),
+        ("!!timestamp x", "cannot be read"),
+        ("!!map [a]", "cannot be read"),
+        (r'"\e[31m"', r"seed: .*\\x1b"),
+        ("{<<: *x1}", "merge"),
+        ("[" * 3000, "cannot be read"),
+        ("x" * 300_000, "more than 200,000 bytes"),
+    ],
+)
+def test_what_a_stranger_may_write_is_refused_in_few_words(tmp_path, seed, told):
+    with pytest.raises(ParameterError, match=told) as error:
+        load(tmp_path, **{"seed: 42": f"{BOMB}\nseed: {seed}"})
+    assert len(str(error.value)) < 3000
+
+
+def test_a_key_of_control_characters_is_shown_as_such(tmp_path):
+    with pytest.raises(ParameterError, match=r"\\x1b\[2J\\n: unknown key"):
+        load(tmp_path, **{"seed: 42": 'seed: 42\n"\\e[2J\\n": 1'})
+
+
 @pytest.mark.parametrize("content", ["", "[]", "a: b: c", "\t", "a: &x [*x]", "!!python/none x"])
 def test_a_file_of_another_kind_is_refused(tmp_path, content):
     path = tmp_path / "params.yaml"
     path.write_text(content)
     with pytest.raises(ParameterError, match=r"params\.yaml"):
         load_params(path)
+
+
+def test_a_file_that_is_none_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "params.yaml")  # opening it would wait for ever
+    for path in (tmp_path / "params.yaml", tmp_path):
+        with pytest.raises(ParameterError, match="no file"):
+            load_params(path)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -10,6 +10,7 @@ import yaml
 from documents import commands
 from PIL import Image
 from support import BESIDE, ROOT, copy_repository, run_in
+from test_privacy import leaks_of
 
 from chest.floors import FLOORS
 from chest.labels import LABELS
@@ -124,9 +125,11 @@ def test_that_check_notices_a_change(tmp_path):
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    """A clone in which `dvc repro` ran from nothing; its pipeline's outputs are there."""
+    """A clone in which `dvc repro` ran from nothing, without network; its outputs are there."""
     clone = copy_repository(tmp_path_factory.mktemp("reproduced"))
-    run_in(clone, "dvc", "repro")
+    attempts = tmp_path_factory.mktemp("network") / "attempts"
+    run_in(clone, "dvc", "repro", network=attempts)
+    assert attempts.read_text() == ""
     run_in(clone, "git", "add", "--all")
     run_in(clone, "git", "commit", "--quiet", "--allow-empty", "--message", "Reproduced here")
     return clone
@@ -266,3 +269,4 @@ def test_real_images_go_in_without_a_hand_on_them(reproduced):
     tracked = run_in(reproduced, "git", "ls-files", "plots", "data", "models")
     assert "sheets" not in tracked
     assert "raw/study" not in tracked
+    assert leaks_of(reproduced, REAL) == []

@@ -18,7 +18,7 @@ from chest.collections import CT_SLICES, CT_VOLUMES, XRAYS
 from chest.dataset import read_manifest
 from chest.errors import run
 from chest.labels import LABELS
-from chest.predictions import TRAINED
+from chest.predictions import TRAINED_MODEL
 
 predict = load_script("tools/predict.py")
 RAW = Path("data/raw/phantom")
@@ -305,7 +305,7 @@ def test_without_a_model_it_says_how_to_get_one(mixed, monkeypatch, tmp_path, ca
     shutil.copy("params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     message = refused(capsys, mixed / "b.jpeg")
-    assert str(TRAINED) in message
+    assert str(TRAINED_MODEL) in message
     assert "run `dvc repro`, or `dvc pull`" in message
 
 

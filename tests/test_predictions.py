@@ -15,13 +15,14 @@ TABLE = pd.DataFrame(
     }
 )
 TEST = TABLE[:3]
+RECORD = {"weights": "pretrained", "n": 3}
 PROBABILITIES = np.array([[0.2, 0.7, 0.1], [0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]])
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    predictions.write("s", predictions.tabulate(TEST, PROBABILITIES), {"seed": 1})
+    predictions.write("s", predictions.tabulate(TEST, PROBABILITIES), RECORD)
     return predictions.path_of("s")
 
 
@@ -41,7 +42,7 @@ def test_the_answer_is_that_of_the_rounded_probabilities():
 
 
 def test_unparsed_answers_are_marked():
-    table = predictions.tabulate(TEST, PROBABILITIES, np.array([False, True, False]))
+    table = predictions.tabulate(TEST, [PROBABILITIES[0], None, PROBABILITIES[2]])
     assert list(table["predicted"]) == ["normal", "unparsed", "covid19"]
 
 
@@ -52,7 +53,7 @@ def test_what_was_written_is_read(place):
     ]
     read = predictions.read("s", TABLE)
     assert read.equals(predictions.tabulate(TEST, PROBABILITIES))
-    assert predictions.read_record("s") == {"seed": 1}
+    assert predictions.read_record("s") == RECORD
 
 
 @pytest.mark.parametrize(

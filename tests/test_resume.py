@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_training import data, settings  # noqa: F401
+from test_training import LIGHT, data, settings  # noqa: F401
 
 from chest.answering import answer, in_batches
 from chest.compute import find_checkpoint, load_normalization, start
@@ -19,7 +19,6 @@ from chest.siglip import load_classifier
 from chest.training import Task, train
 
 ORIGIN = {"parameters": "1", "images": "2", "split": "3", "code": "4"}
-LIGHT = {"rotate": 10.0, "shift": 0.05, "scale": 0.1, "contrast": 0.2}
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def evaluate(systems=SYSTEMS, epoch=1):
         figures[system] = scores.headline(table, intervals(table, 42))
         write_table(f"plots/confusion_{system}.csv", table[["actual", "predicted"]])
     write_json("metrics/test.json", rounded(figures))
-    twins = pd.DataFrame(columns=list(audit.NEAR_COLUMNS))
+    twins = dict.fromkeys((*audit.COUNTED, audit.TWINNED), 0)
     write_json("metrics/audit.json", {"audit": audit.leak_counts(labelled, twins)})
     write_table("metrics/audit.csv", audit.composition(labelled))
     record = {"device": f"CPU {HOSTILE}", "torch": "2.0", "best_epoch": epoch}

@@ -1,6 +1,7 @@
 """Fine-tuning: plan, sampler, optimizer, schedule, and which epoch remains."""
 
 import math
+import shutil
 from itertools import count
 
 import numpy as np
@@ -29,6 +30,8 @@ from chest.training import (
     sampling_weights,
     train,
 )
+
+LIGHT = {"rotate": 10.0, "shift": 0.05, "scale": 0.1, "contrast": 0.2}
 
 
 def settings(**changes):
@@ -236,7 +239,50 @@ def test_the_adjusted_loss_takes_the_classes_shares_out_of_the_logits(checkpoint
 
 
 def test_augmented_training_is_repeatable_and_another(checkpoints, data):
-    light = {"rotate": 10.0, "shift": 0.05, "scale": 0.1, "contrast": 0.2}
-    plain, augmented, again = (run(checkpoints, data, augment=a)[1] for a in (None, light, light))
+    plain, augmented, again = (run(checkpoints, data, augment=a)[1] for a in (None, LIGHT, LIGHT))
     assert augmented.equals(again)
     assert not augmented.equals(plain)
+
+
+# --- Faults ----------------------------------------------------------------------------------
+
+
+def test_a_batch_too_large_for_the_memory_is_named(checkpoints, data, monkeypatch):
+    def burst(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+    monkeypatch.setattr(training, "classify", burst)
+    with pytest.raises(ParameterError, match="batch_size: 8 images do not fit into the memory"):
+        run(checkpoints, data)
+
+
+def test_a_loss_that_is_no_number_is_named(checkpoints, data, monkeypatch):
+    classify = training.classify
+    monkeypatch.setattr(training, "classify", lambda *a: classify(*a) * math.nan)
+    with pytest.raises(ParameterError, match=r"lr: 0.001, but the loss is no number in epoch 1"):
+        run(checkpoints, data)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_learns_alike(checkpoints, data):
+    plain, compiled = (
+        run(checkpoints, data, compile=mode, epochs=2)[1] for mode in ("none", "default")
+    )
+    np.testing.assert_allclose(plain, compiled, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_no_step_waits_for_the_gpu(checkpoints, data, monkeypatch):
+    train_epoch = training.train_epoch
+
+    def watched(*arguments):
+        # The step under autocast, clipping, optimizer and all: a wait is an error.
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            train_epoch(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    run(checkpoints, data, augment=LIGHT)  # what waits once does so here
+    monkeypatch.setattr(training, "train_epoch", watched)
+    run(checkpoints, data, augment=LIGHT)

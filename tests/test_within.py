@@ -6,7 +6,14 @@ import pandas as pd
 import pytest
 
 from chest.intervals import intervals
-from chest.within import COLUMNS, nest_within, score_within, slug, tabulate_within
+from chest.within import (
+    COLUMNS,
+    nest_within,
+    score_modalities,
+    score_sites,
+    slug,
+    tabulate_within,
+)
 
 ROWS = [
     # site, modality, actual, predicted
@@ -23,8 +30,12 @@ def table():
     return table.assign(patient_id=[f"p{i}" for i in range(len(ROWS))])
 
 
+def score_within(table):
+    return score_modalities(table, 0) + score_sites(table, 0)
+
+
 def test_groups_are_modalities_and_the_sites_of_each(table):
-    groups = score_within(table, 0)
+    groups = score_within(table)
     assert [(g.kind, g.key, g.name, len(g.rows)) for g in groups] == [
         ("modality", "ct", "CT", 6), ("modality", "xray", "X-ray", 2),
         ("site", "site_rome_st_m_ct", "Rome, St. M (CT)", 2),
@@ -34,7 +45,7 @@ def test_groups_are_modalities_and_the_sites_of_each(table):
 
 
 def test_figures_are_those_of_the_groups_images_alone(table):
-    metrics = nest_within(score_within(table, 0))
+    metrics = nest_within(score_within(table))
     assert metrics["ct"]["recall"] == {"covid19": 0.75, "normal": 0.5}
     assert metrics["ct"]["uar"] == 0.625
     assert metrics["ct"]["images"] == 6
@@ -47,7 +58,7 @@ def test_figures_are_those_of_the_groups_images_alone(table):
 
 
 def test_a_group_of_one_class_says_so(table):
-    groups = score_within(table, 0)
+    groups = score_within(table)
     assert "site_rome_st_m_ct" not in nest_within(groups)
     rows = tabulate_within("x", groups)
     assert list(rows.columns) == list(COLUMNS)
@@ -61,14 +72,18 @@ def test_a_group_of_one_class_says_so(table):
 
 
 def test_no_empty_cell_is_written_as_nan(table, tmp_path):
-    rows = tabulate_within("x", score_within(table, 0))
+    rows = tabulate_within("x", score_within(table))
     rows.to_csv(tmp_path / "within.csv", index=False)
     assert "nan" not in (tmp_path / "within.csv").read_text().lower()
 
 
 def test_a_modality_without_images_is_left_out(table):
-    groups = score_within(table[table["modality"] == "ct"], 0)
-    assert {g.key for g in groups if g.kind == "modality"} == {"ct"}
+    groups = score_modalities(table[table["modality"] == "ct"], 0)
+    assert [g.key for g in groups] == ["ct"]
+
+
+def test_modalities_are_scored_without_sites(table):
+    assert [g.key for g in score_modalities(table.drop(columns="site"), 0)] == ["ct", "xray"]
 
 
 def test_names_become_keys():

@@ -10,6 +10,7 @@ import zipfile
 import pytest
 import yaml
 from support import ROOT
+from test_privacy import CHARTS
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 MARKER = "<!-- the report of review.yml -->"
@@ -110,6 +111,28 @@ def test_what_a_workflow_calls_exists():
         assert (ROOT / script).is_file(), script
 
 
+def test_a_comment_holds_text_alone():
+    # Of what the report's job packed, report.html may show images.
+    script = step_of("comment.yml", "Post or replace the comment")["run"]
+    read = re.findall(r'unzip -p "\$packed" ([\w.]+)', script)
+    assert script.count("unzip") == len(read) == 2
+    assert set(read) == {"number", "report.md"}
+
+
+def test_every_lock_is_audited_and_a_package_that_is_not_found_fails():
+    step = step_of("audit.yml", "Look up every locked package")
+    given = set(re.findall(r"--requirement (\S+)", step["run"]))
+    locks = {path.name for path in ROOT.glob("requirements*.lock")}
+    assert locks - given == {"requirements-cpu.lock"}  # a build of what -cuda holds
+    assert "--strict" in step["run"]
+    assert {"schedule", "pull_request"} <= set(load("audit.yml")["on"])
+
+
+def test_a_job_that_installs_keeps_what_it_fetched_until_a_pin_or_lock_changes():
+    paths = [s["with"]["cache-dependency-path"] for _, s in STEPS if "cache" in s.get("with", {})]
+    assert paths == ["requirements*"] * 3
+
+
 # --- The hooks of .pre-commit-config.yaml -----------------------------------------------------
 
 
@@ -119,9 +142,17 @@ def test_hooks_fetch_nothing_and_refuse_images_but_charts():
     assert repository["repo"] == "local"
     assert {hook["language"] for hook in hooks.values()} == {"system", "fail"}
     files, exclude = (re.compile(hooks["no-images"][key]) for key in ("files", "exclude"))
-    names = ["plots/uar.png", "plots/sheets/a.png", "data/raw/a.PNG", "a.nii.gz", "tests/a.dcm"]
+    names = [
+        "plots/uar.png",
+        "plots/contact_sheet.png",
+        "plots/sheets/a.png",
+        "data/raw/a.PNG",
+        "a.nii.gz",
+        "tests/a.dcm",
+    ]
     refused = [name for name in names if files.search(name) and not exclude.search(name)]
     assert refused == names[1:]
+    assert [name for name in CHARTS if not exclude.search(name)] == []
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
     assert [x for x in tracked.split() if files.search(x) and not exclude.search(x)] == []
 

@@ -1,7 +1,7 @@
 """Start stages quickly and often: a process that has imported the heavy libraries forks for each.
 
 It reads a json object a line: ``stage``, ``folder``, ``output`` (a file), ``size`` (limit of the
-files that it may write, in bytes, or null) and ``plain`` (whether permissions bind it, root or not).
+files that it may write, in bytes, or null) and ``plain`` (bound by permissions even as root).
 It answers with the child's process number, and, when that has ended, with its exit code (below 0:
 the signal).
 """

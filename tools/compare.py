@@ -21,6 +21,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from chest.commands import parser
 from chest.comparison import Comparison, compare, points, verdicts
 from chest.errors import run
 from chest.intervals import DRAWS, FEWEST_DRAWS
@@ -41,23 +42,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("first", metavar="FIRST")
-    parser.add_argument("second", metavar="SECOND")
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("first", metavar="FIRST")
+    command.add_argument("second", metavar="SECOND")
+    command.add_argument(
         "--split", choices=[*SPLITS, "all"], default="test",
         help="the images to compare on; all: every image that they answered (default: test)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
-    parser.add_argument(
+    command.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
+    command.add_argument(
         "--draws", type=int, default=DRAWS, metavar="N",
         help=f"of patients, {FEWEST_DRAWS:,} or more (default: {DRAWS:,})",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print json, for programs")
-    return parser.parse_args(arguments)
+    command.add_argument("--json", action="store_true", help="print json, for programs")
+    return command.parse_args(arguments)
 
 
 # --- Printing --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from chest import commands
 from chest.archives import (
     KINDS,
     UNSUPPORTED,
@@ -215,15 +216,10 @@ def main(arguments: list[str] | None = None, expected: dict[str, dict] = EXPECTE
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n")
     token = textwrap.fill(
         f"Kaggle gives public data to everybody; where it asks for more, {TOKEN}.", 100
     )
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog=f"{rest}\n{token}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser(f"{__doc__}\n{token}")
     parser.add_argument(
         "--from-archives", type=Path, metavar="PATH",
         help=f"fetch nothing: take the collections from PATH, an archive ({', '.join(KINDS)}), an "

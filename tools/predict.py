@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chest import dicom, predictions
+from chest import commands, dicom, predictions
 from chest.collections import LITTER, VOLUME_ENDINGS
 from chest.errors import ChestError, Problem, printable, refuse, run
 from chest.files import replacing
@@ -82,10 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser(__doc__)
     parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="a file or a folder")
     parser.add_argument(
         "--system", choices=SYSTEMS, default="finetune_siglip",
@@ -94,7 +91,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--model", metavar="FOLDER", type=Path,
-        help=f"the fine-tuned classifier (default: {predictions.TRAINED})",
+        help=f"the fine-tuned classifier (default: {predictions.TRAINED_MODEL})",
     )  # fmt: skip
     parser.add_argument(
         "--modality", choices=MODALITIES, help="what the images are, where the files do not say it"
@@ -120,7 +117,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def find_folder_problems(options: argparse.Namespace) -> Iterator[Problem]:
     """What is wrong with the folders that the options name, before anything is read."""
-    folder = options.model or predictions.TRAINED
+    folder = options.model or predictions.TRAINED_MODEL
     if options.system == "finetune_siglip" and not (folder / "config.json").is_file():
         found = "no model in it" if folder.is_dir() else "no such folder"
         remedy = "correct --model" if options.model else "run `dvc repro`, or `dvc pull`"
@@ -370,7 +367,7 @@ def load_finetuned(options: argparse.Namespace, params: Params) -> System:
     from chest.siglip import Input, classify_rows, load_trained
 
     accelerator = start(params.seed)
-    source = find_checkpoint(str(options.model or predictions.TRAINED), "main")
+    source = find_checkpoint(str(options.model or predictions.TRAINED_MODEL), "main")
     model = load_trained(source, params.image_size).to(accelerator.device)
     normal, size = load_normalization(source), 2 * params.chosen.finetune_siglip.batch_size
 

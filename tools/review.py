@@ -31,7 +31,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import RevError, SCMError, resolve_rev
 
-from chest import predictions
+from chest import commands, predictions
 from chest.dataset import IMAGES, MANIFEST, SPLIT, read_dataset, read_labelled
 from chest.errors import ChestError, InputError, refuse, run
 from chest.files import write_text
@@ -77,10 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser(__doc__)
     parser.add_argument("base", metavar="BASE", help="a Git revision, or a DVC experiment")
     parser.add_argument(
         "--head", metavar="REV", help="what to compare with BASE (default: the working tree)"

@@ -10,6 +10,7 @@ Prints  each stale stage with its line and the reason; exit code 1 if there is o
 import argparse
 from collections.abc import Iterable
 
+from chest.commands import parser
 from chest.errors import ChestError, run
 from chest.staleness import StaleStage, stale_stages
 
@@ -37,12 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--annotate", action="store_true", help="print GitHub's workflow commands")
-    return parser.parse_args(arguments)
+    command = parser(__doc__)
+    command.add_argument("--annotate", action="store_true", help="print GitHub's workflow commands")
+    return command.parse_args(arguments)
 
 
 def annotation(stage: StaleStage) -> str:

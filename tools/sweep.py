@@ -30,11 +30,13 @@ import numpy as np
 import pandas as pd
 from dvc.exceptions import DvcException
 
+from chest.commands import parser
 from chest.errors import ChestError, run
 from chest.intervals import Interval, intervals
 from chest.revisions import read_answers
 from chest.systems import SYSTEMS
-from chest.within import score_within
+from chest.tables import markdown
+from chest.within import score_modalities
 
 METRICS = (
     "finetune_siglip.uar",
@@ -67,29 +69,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", required=True, metavar="N")
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("--seeds", type=int, nargs="+", required=True, metavar="N")
+    command.add_argument(
         "--vary", action="append", default=[], metavar="KEY=A,B",
         help="a parameter and its values; given several times: every combination",
     )  # fmt: skip
-    parser.add_argument(
+    command.add_argument(
         "-S", "--set", action="append", default=[], metavar="KEY=VALUE",
         help="a parameter of all runs",
     )  # fmt: skip
-    parser.add_argument(
+    command.add_argument(
         "--metric", action="append", metavar="NAME", help=f"default: {', '.join(METRICS)}"
     )
-    parser.add_argument(
+    command.add_argument(
         "--pool", choices=SYSTEMS, metavar="SYSTEM",
         help="also the system's figures over the answers of all seeds, with 95 %% intervals",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
+    options = command.parse_args(arguments)
     if len(set(options.seeds)) < len(options.seeds):
-        parser.error("a seed twice")
+        command.error("a seed twice")
     return options
 
 
@@ -168,8 +167,8 @@ def tabulate_pooled(names: dict, options: argparse.Namespace) -> str:
         table = pd.concat([of_test(f"{name}:{options.pool}") for name in runs], ignore_index=True)
         cells = {
             f"{group.name} {figure}": spell_interval(interval)
-            for group in score_within(table, options.seeds[0])
-            if group.kind == "modality" and group.found
+            for group in score_modalities(table, options.seeds[0])
+            if group.found
             for figure, interval in {"UAR": group.found.uar, **group.found.recall}.items()
         }
         cells["all UAR"] = spell_interval(intervals(table, options.seeds[0]).uar)
@@ -237,11 +236,6 @@ def spell(mean: float, spread: float) -> str:
 
 def spell_interval(interval: Interval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,314 @@
+"""How the stages that need no model grow: time and memory at the study's size and ten times it.
+
+Makes   in a temporary folder: manifest, split, images of 16 px, answers, probes, training curve
+        (made up, with the study's structure: the same patients in two collections, many slices of
+        some, a few large hospitals and many small ones)
+Runs    split, audit, floors and evaluate, each as `python stages/<stage>.py` in its own process
+Writes  benchmarks/results/load.json   seconds, peak memory, and their exponents against N
+        benchmarks/results/load.png    the same drawn
+
+    python benchmarks/load.py                           some minutes on two CPU cores
+    python benchmarks/load.py --images 4000 16300       smaller
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import chdir
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+from scipy.fft import idctn
+
+from chest import predictions
+from chest.commands import parser
+from chest.dataset import IMAGES, MANIFEST, MANIFEST_COLUMNS, read_labelled
+from chest.errors import ChestError, run
+from chest.files import replacing, write_json, write_table
+from chest.labels import LABELS, SPLITS
+from chest.systems import PROBES, SYSTEMS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+STAGES = ("split", "audit", "floors", "evaluate")
+STUDY = 16_300  # images
+SIZES = (STUDY, 2 * STUDY, 4 * STUDY, 10 * STUDY)
+
+# The study: label, collection, modality, first patient, patients, images. Patients are numbered for
+# each label: 254 normal ones and 50 with COVID-19 are in both collections of CT.
+STRATA = (
+    ("normal", "ct_slices", "ct", 0, 604, 6893),
+    ("covid19", "ct_slices", "ct", 0, 464, 7593),
+    ("normal", "ct_volumes", "ct", 0, 254, 254),
+    ("covid19", "ct_volumes", "ct", 414, 856, 856),
+    ("tuberculosis", "xrays", "xray", 0, 345, 345),
+    ("normal", "xrays", "xray", 604, 359, 359),
+)
+SITES = 16  # at the study's size; ten times the images come from ten times the hospitals
+LOOKS = 16  # of scanners, however many hospitals there are: some pictures always look alike
+SIDE = 16  # px: as many as the perceptual hash has frequencies
+# Shares of variance that pictures have in common: all, those of a scanner, of a patient; the rest
+# changes from slice to slice. So perceptual hashes differ as those of chest images do: by 116 of
+# 256 bits between people (median), by 80 at one scanner, by 10 to 40 between slices of one person.
+ALIKE, SCANNER, PERSON, SLICE = 0.15, 0.30, 0.50, 0.05
+
+# Starts a script and prints its peak memory and its processor time. A process of its own: to the
+# peak that a process reports, the system adds what the one that started it held.
+WATCH = """if True:
+    import os, sys
+    child = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[1:]], os.environ)
+    _, status, used = os.wait4(child, 0)
+    print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+    sys.exit(os.waitstatus_to_exitcode(status))"""
+
+
+class LoadError(ChestError):
+    """A stage that failed on the made tables."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = read_options(arguments)
+    runs = []
+    for n in options.images:
+        with tempfile.TemporaryDirectory() as folder, chdir(folder):
+            runs += measure(n, options.stages)
+    result = {**surroundings(), "exponents": exponents(runs), "runs": runs}
+    write_json(options.out / "load.json", result)
+    draw(options.out / "load.png", runs)
+    print(pd.DataFrame(runs).to_string(index=False))
+    print(pd.DataFrame(result["exponents"]).to_string())
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    command = parser(__doc__)
+    command.add_argument(
+        "--images", type=int, nargs="+", default=list(SIZES), metavar="N", help="how many"
+    )
+    command.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    command.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER")
+    return command.parse_args(arguments)
+
+
+# --- Measuring -------------------------------------------------------------------------------
+
+
+def measure(n: int, stages: Sequence[str] = STAGES) -> list[dict]:
+    """Make a study of about `n` images in the working directory, and run `stages` on it.
+
+    Returns for each: stage, images, seconds (wall clock), cpu_seconds (of all cores), mib (the
+    process' peak memory).
+    """
+    make_collections(n)
+    found = [run_stage("split")]
+    make_answers()
+    found += [run_stage(stage) for stage in STAGES if stage != "split" and stage in stages]
+    return [row for row in found if row["stage"] in stages]
+
+
+def run_stage(stage: str) -> dict:
+    """Run a stage as a person does; raises LoadError where it fails."""
+    command = [sys.executable, "-c", WATCH, str(ROOT / "stages" / f"{stage}.py")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    began = time.perf_counter()
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise LoadError(f"{stage} ended with exit code {done.returncode}:\n{done.stderr}")
+    images = len(pd.read_csv(MANIFEST, usecols=["image_id"]))
+    peak, busy = map(float, done.stdout.split()[-2:])
+    peak /= 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return {
+        "stage": stage, "images": images, "seconds": round(seconds, 2),
+        "cpu_seconds": round(busy, 2), "mib": round(peak),
+    }  # fmt: skip
+
+
+def surroundings() -> dict:
+    """What the figures belong to: commit, machine, versions, date."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    packages = ("numpy", "pandas", "scikit-learn", "matplotlib", "ImageHash")
+    return {
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def exponents(runs: list[dict]) -> dict:
+    """{stage: {seconds, mib}}: the slope of each against N, both in logarithms; 1 is linear."""
+    return {
+        stage: {
+            figure: round(float(np.polyfit(np.log(own["images"]), np.log(own[figure]), 1)[0]), 2)
+            for figure in ("seconds", "mib")
+        }
+        for stage, own in pd.DataFrame(runs).groupby("stage", sort=False)
+        if own["images"].nunique() > 1
+    }
+
+
+# --- The made study --------------------------------------------------------------------------
+
+
+def make_collections(n: int, seed: int = 0) -> None:
+    """Write params.yaml, data/manifest.csv and data/images.npy of about `n` images."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params |= {"profile": "study", "image_size": SIDE}
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    table = make_manifest(n / STUDY, np.random.default_rng(seed))
+    write_table(MANIFEST, table[list(MANIFEST_COLUMNS)])
+    with replacing(IMAGES) as partial:
+        np.save(partial.with_suffix(".npy"), draw_images(table, np.random.default_rng(seed + 1)))
+        partial.with_suffix(".npy").rename(partial)
+
+
+def make_manifest(scale: float, rng: np.random.Generator) -> pd.DataFrame:
+    """The manifest of a study `scale` times as large, sorted by image_id."""
+    parts = []
+    for label, collection, modality, first, patients, images in STRATA:
+        first, people = round(first * scale), max(1, round(patients * scale))
+        patient = np.repeat(np.arange(first, first + people), sizes(rng, people, images * scale))
+        parts.append(pd.DataFrame({
+            "label": label, "collection": collection, "modality": modality, "number": patient,
+        }))  # fmt: skip
+    table = pd.concat(parts, ignore_index=True)
+    person = table["label"] + "-" + table["number"].astype(str).str.zfill(6)
+    count = [f"{i:07}" for i in range(len(table))]
+    table = table.assign(
+        image_id=table["collection"] + "-" + count, path="data/raw/" + pd.Series(count),
+        site=sites(person, scale, rng), patient_id=person, study="", width=512, height=512,
+        pixel_hash=[f"{i:032x}" for i in range(len(table))],
+    )  # fmt: skip
+    return table.sort_values("image_id", ignore_index=True)
+
+
+def sizes(rng: np.random.Generator, people: int, images: float) -> np.ndarray:
+    """How many images each of `people` has, at least one, with a long tail; int64, (people,)."""
+    weights = rng.lognormal(sigma=0.8, size=people)
+    return 1 + rng.multinomial(max(0, round(images) - people), weights / weights.sum())
+
+
+def sites(person: pd.Series, scale: float, rng: np.random.Generator) -> np.ndarray:
+    """The hospital of each image: a few large ones, and many small ones."""
+    count = round(SITES * max(1, scale))
+    codes, names = pd.factorize(person)
+    chosen = (count * rng.random(len(names)) ** 2).astype(int)
+    return np.array([f"Hospital {k:03}" for k in range(count)])[chosen[codes]]
+
+
+def draw_images(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """A smooth picture for each row, uint8, (N, SIDE, SIDE): what frequencies share adds up."""
+    look = table["site"].str[-3:].astype(int).to_numpy() % LOOKS
+    patient = pd.factorize(table["patient_id"])[0]
+    shape = SIDE * SIDE
+    shared = np.sqrt(ALIKE) * rng.standard_normal(shape, np.float32)
+    scanner = np.sqrt(SCANNER) * rng.standard_normal((LOOKS, shape), np.float32)
+    person = np.sqrt(PERSON) * rng.standard_normal((patient.max() + 1, shape), np.float32)
+    frequency = np.hypot(*np.indices((SIDE, SIDE)))
+    images = np.empty((len(table), SIDE, SIDE), np.uint8)
+    for start in range(0, len(table), STUDY):
+        own = slice(start, start + STUDY)
+        waves = shared + scanner[look[own]] + person[patient[own]]
+        apart = np.sqrt(SLICE * rng.exponential(size=(len(waves), 1)).astype(np.float32))
+        waves += apart * rng.standard_normal(waves.shape, np.float32)
+        waves = waves.reshape(-1, SIDE, SIDE) / (1 + frequency)
+        waves[:, 0, 0] = 0
+        images[own] = np.clip(128 + 60 * idctn(waves, axes=(1, 2), norm="ortho"), 0, 255)
+    return images
+
+
+def make_answers(seed: int = 2) -> None:
+    """Write what the models would: answers, probes and a training curve; the split must be there.
+
+    Of patients some are harder than others. One system answered all images.
+    """
+    labelled = read_labelled()
+    rng = np.random.default_rng(seed)
+    asked = {"zeroshot_qwen": ["test"], "zeroshot_siglip": list(SPLITS),
+             "finetune_siglip": ["val", "test"]}  # fmt: skip
+    more = {"trained_on": int((labelled["split"] == "train").sum()), "best_epoch": 8,
+            "temperature": 1.1}  # fmt: skip
+    record = {
+        "checkpoint": "made/up", "revision": "main", "commit": None, "weights": "pretrained",
+        "n": len(labelled), "seed": seed, "device": "none", "processes": 1, "precision": "fp32",
+        "python": platform.python_version(), "torch": "none", "transformers": "none", **more,
+    }  # fmt: skip
+    for skill, system in enumerate(s for s in SYSTEMS if s in asked):
+        table = labelled[labelled["split"].isin(asked[system])]
+        predictions.write(system, answer(table, skill, rng), record)
+    test = labelled[labelled["split"] == "test"]
+    for probe in PROBES:
+        predictions.write(probe, answer(test, 1, rng), record, predictions.PROBES)
+    epochs = np.arange(1, 11)
+    curve = np.column_stack([epochs, 1 / epochs, 1.1 / epochs, 1e-5 / epochs, *[epochs / 12] * 2])
+    curve = pd.DataFrame(curve, columns=predictions.CURVE_COLUMNS).astype({"epoch": int})
+    write_table(predictions.curve_path_of("finetune_siglip"), curve)
+
+
+def answer(table: pd.DataFrame, skill: float, rng: np.random.Generator) -> pd.DataFrame:
+    """Answers to the images of `table`: the better, the higher `skill` and the easier a patient."""
+    patient = pd.factorize(table["patient_id"])[0]
+    ease = 1 + skill + rng.standard_normal(patient.max() + 1)[patient]
+    truth = table["label"].to_numpy()[:, None] == np.array(LABELS)
+    logits = rng.standard_normal((len(table), len(LABELS))) + ease[:, None] * truth
+    shares = np.exp(logits)
+    return predictions.tabulate(table, shares / shares.sum(1, keepdims=True))
+
+
+# --- Drawing ---------------------------------------------------------------------------------
+
+
+def draw(path: Path, runs: list[dict]) -> None:
+    """Time and peak memory of each stage against the number of images, both in logarithms."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    table = pd.DataFrame(runs)
+    panels = {"seconds": "Wall-clock time, s", "mib": "Peak memory, MiB"}
+    for axes, (column, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        _panel(axes, table, column)
+        axes.set_title(title, loc="left")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=130, metadata={"Software": None})
+
+
+def _panel(axes: Axes, table: pd.DataFrame, column: str) -> None:
+    markers = dict(zip(STAGES, "osD^", strict=True))
+    for stage, own in table.groupby("stage", sort=False):
+        axes.plot(own["images"], own[column], marker=markers[stage], label=stage)
+    x = np.array([table["images"].min(), table["images"].max()])
+    middle = np.median(table.loc[table["images"] == x[0], column])
+    axes.plot(x, middle * x / x[0], color="0.6", linestyle=":", label="linear")
+    axes.set(xscale="log", yscale="log", xlabel="Images")
+    axes.set_xticks(sorted(set(table["images"])))
+    axes.xaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    run(main)
