@@ -5,7 +5,7 @@ MADE := $(VENV)/.made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: venv repro test lint docs
+.PHONY: venv repro test lint docs bench soak
 
 venv: $(MADE)
 
@@ -51,3 +51,12 @@ lint: $(MADE)
 # Runs every command of the documents in a fresh clone.
 docs: $(MADE)
 	python tests/documents.py
+
+# How fast, side by side with what people use today: about 12 minutes on two cores.
+bench: $(MADE)
+	python benchmarks/run.py
+
+# Killing, fuzzing and ten times the study's tables, for longer than a test may: an hour and more.
+soak: $(MADE)
+	python benchmarks/soak.py
+	python benchmarks/load.py

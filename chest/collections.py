@@ -289,6 +289,7 @@ def _read_csv(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> 
         return None
     lacking = [column for column in columns if column not in head]
     faults = [f"no column {', '.join(lacking)}"] if lacking else []
+    faults += [] if rows else ["no row"]
     faults += [f"the column {column} twice" for column in columns if head.count(column) > 1]
     ragged = [number for number, row in enumerate(rows, 2) if len(row) != len(head)]
     if ragged:

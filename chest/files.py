@@ -22,7 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
-    # What a killed run left: an unfinished one, and a folder that was making room for its successor.
+    # What a killed run left: something unfinished, and a folder that was making room for another.
     remove(partial)
     if old.exists() and not path.exists():
         os.replace(old, path)

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,25 @@ def test_killed_at_any_moment_the_pipeline_ends_with_the_same_bytes(
     left = [p for p in clone.rglob(".*") if p.name.endswith((".partial", ".old"))]
     assert left == []
     print(f"kills survived: {sum(died.values())} of {KILLS * len(STAGES)}: {died}")
+
+
+def test_dvc_killed_with_its_stage_goes_on_by_itself(undisturbed, phantoms, checkpoints):
+    clone = small_clone(undisturbed.folder.with_name("dvc-killed"), phantoms, checkpoints)
+    moments, command = random.Random(2), ["dvc", "repro", "audit"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    popen = partial(
+        subprocess.Popen, cwd=clone, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env={**os.environ, "PATH": path, "PYTHONPATH": str(clone)},
+    )  # fmt: skip
+    for _ in range(max(3, KILLS // 4)):
+        with popen(command) as process:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(moments.uniform(1, 8))
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    run_in(clone, *command)
+    for stage in ("extract_slices", "build_manifest", "split", "audit"):
+        assert contents(clone, stage) == undisturbed.written[stage], stage
 
 
 @pytest.mark.parametrize(
