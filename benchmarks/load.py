@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.out / "load.json", result)
     draw(options.out / "load.png", runs)
     print(pd.DataFrame(runs).to_string(index=False))
-    print(pd.DataFrame(result["exponents"]).to_string())
+    if result["exponents"]:
+        print(pd.DataFrame(result["exponents"]).to_string())
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -249,19 +250,24 @@ def make_answers(seed: int = 2) -> None:
     rng = np.random.default_rng(seed)
     asked = {"zeroshot_qwen": ["test"], "zeroshot_siglip": list(SPLITS),
              "finetune_siglip": ["val", "test"]}  # fmt: skip
-    more = {"trained_on": int((labelled["split"] == "train").sum()), "best_epoch": 8,
-            "temperature": 1.1}  # fmt: skip
+    trained_on = int((labelled["split"] == "train").sum())
+    more = {
+        "zeroshot_qwen": {"method": "likelihood"},
+        "finetune_siglip": {"trained_on": trained_on, "best_epoch": 8, "temperature": 1.1},
+    }
     record = {
         "checkpoint": "made/up", "revision": "main", "commit": None, "weights": "pretrained",
-        "n": len(labelled), "seed": seed, "device": "none", "processes": 1, "precision": "fp32",
-        "python": platform.python_version(), "torch": "none", "transformers": "none", **more,
+        "seed": seed, "device": "none", "processes": 1, "precision": "fp32",
+        "python": platform.python_version(), "torch": "none", "transformers": "none",
     }  # fmt: skip
     for skill, system in enumerate(s for s in SYSTEMS if s in asked):
         table = labelled[labelled["split"].isin(asked[system])]
-        predictions.write(system, answer(table, skill, rng), record)
+        own = record | {"n": len(table), **more.get(system, {})}
+        predictions.write(system, answer(table, skill, rng), own)
     test = labelled[labelled["split"] == "test"]
     for probe in PROBES:
-        predictions.write(probe, answer(test, 1, rng), record, predictions.PROBES)
+        own = record | {"n": len(test)}
+        predictions.write(probe, answer(test, 1, rng), own, predictions.PROBES)
     epochs = np.arange(1, 11)
     curve = np.column_stack([epochs, 1 / epochs, 1.1 / epochs, 1e-5 / epochs, *[epochs / 12] * 2])
     curve = pd.DataFrame(curve, columns=predictions.CURVE_COLUMNS).astype({"epoch": int})

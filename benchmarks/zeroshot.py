@@ -45,7 +45,7 @@ class Sizes:
 
 SIZES = {
     "full": Sizes(16_300, 1_024, 32, 128, 1),
-    "small": Sizes(64, 32, 4, 16, 3),
+    "small": Sizes(48, 16, 4, 16, 3),
     "tiny": Sizes(6, 6, 2, 3, 1),
 }
 

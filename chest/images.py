@@ -1,22 +1,17 @@
 """One loader for every picture: decode to grey, check, hash, resize."""
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from chest.errors import ChestError, Problem
-from chest.progress import workers
+from chest.parallel import map_in_processes
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; the X-rays have about 3,000 px a side
@@ -75,27 +70,9 @@ def read_greys(
     Raises ChestError where the system ended one of the processes.
     """
     batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
-    processes = min(processes or workers(), len(batches))
-    if processes < 2:
-        for batch in batches:
-            yield from _read_batch(batch, side)
-        return
-    ahead: deque[Future] = deque()
-    with ProcessPoolExecutor(processes, initializer=_follow_parent) as pool:
-        try:
-            for batch in batches:
-                ahead.append(pool.submit(_read_batch, batch, side))
-                if len(ahead) > 2 * processes:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
-        except BrokenProcessPool:
-            raise ChestError(
-                "the system ended a process that decoded images: was there too little memory?"
-            ) from None
-        finally:
-            for future in ahead:
-                future.cancel()
+    with closing(map_in_processes(partial(_read_batch, side=side), batches, processes)) as read:
+        for batch in read:
+            yield from batch
 
 
 def resize_grey(grey: Image.Image, side: int) -> np.ndarray:
@@ -116,18 +93,6 @@ def _read_batch(paths: Sequence[str | Path], side: int) -> list[Grey | Problem]:
         except ImageError as error:
             greys.append(error.problem)
     return greys
-
-
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the process that started this one, and end when it ends, however it does."""
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _decode(path: str | Path) -> Image.Image:

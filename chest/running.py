@@ -5,9 +5,11 @@ import fcntl
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 WORK = Path(".resume")  # locks and unfinished work; neither Git nor DVC tracks it
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -72,19 +74,27 @@ def alone(stage: str) -> Iterator[None]:
         return
     WORK.mkdir(exist_ok=True)
     with open(WORK / f"{stage}.lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             file.seek(0)
             raise BlockingIOError(
                 errno.EWOULDBLOCK,
                 f"{stage} is running in this folder already (process {file.read().strip()}):"
                 " wait for it, or end it",
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _locked(file: IO) -> bool:
+    """Whether the lock could be had; processes that a killed run started hold it for a moment."""
+    for wait in (0.1, 0.2, 0.4, 0.8, 0):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(wait)
+    return False
 
 
 @contextmanager

@@ -17,9 +17,8 @@ of the normal slices from one city, few cases of tuberculosis.
 
 import gzip
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -31,13 +30,14 @@ from scipy.ndimage import gaussian_filter
 from chest.commands import parser
 from chest.errors import run
 from chest.files import replacing
-from chest.progress import workers
+from chest.parallel import map_in_processes
 
 SEED = 2026
 PHANTOM = Path(__file__).parent / "raw" / "phantom"
 
 VOLUME_SIDE, VOLUME_SLICES = 96, 20
 SLICE_SIDE = 128
+BATCH = 8  # patients that a process draws at a time
 MILD = 0.1  # share of cases that can hardly be seen
 
 
@@ -316,13 +316,12 @@ FOLDERS = {"covid19": "2COVID", "normal": "1NonCOVID", "pneumonia": "3CAP"}
 def main(folder: Path = PHANTOM, scale: float = 1.0) -> None:
     """Draw the collections; `scale` shrinks the number of patients, for tests."""
     patients = list(make_patients(scale))
-    with replacing(folder) as partial:
-        write_slice_tables(patients, partial / SLICES)
-        write_xray_table(patients, partial / XRAYS)
-        # Spawned: forked ones would outlive a killed parent, and hold its lock.
-        with ProcessPoolExecutor(workers(), get_context("spawn")) as pool:
-            for _ in pool.map(draw, patients, [partial] * len(patients), chunksize=8):
-                pass
+    with replacing(folder) as unfinished:
+        write_slice_tables(patients, unfinished / SLICES)
+        write_xray_table(patients, unfinished / XRAYS)
+        some = [patients[i : i + BATCH] for i in range(0, len(patients), BATCH)]
+        for _ in map_in_processes(partial(draw_all, folder=unfinished), some):
+            pass
 
 
 def make_patients(scale: float) -> Iterator[Patient]:
@@ -371,6 +370,11 @@ def make_patients(scale: float) -> Iterator[Patient]:
         for _ in range(max(2, round(people * scale))):
             yield Patient(number, finding, scanner, str(key), xray=f"{key}.png")
             number, key = number + 1, key + 1
+
+
+def draw_all(patients: list[Patient], folder: Path) -> None:
+    for patient in patients:
+        draw(patient, folder)
 
 
 def draw(patient: Patient, folder: Path) -> None:

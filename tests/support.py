@@ -99,3 +99,16 @@ def without_network(env: Mapping[str, str], log: Path) -> dict[str, str]:
     log.write_text("")
     path = os.pathsep.join(filter(None, [str(ROOT / "tests/no_network"), env.get("PYTHONPATH")]))
     return {**env, "PYTHONPATH": path, "NETWORK_LOG": str(log)}
+
+
+def make_pipeline(folder: Path, files: Mapping[str, str]) -> Path:
+    """A repository of `files`, {path: text}, whose pipeline was run and its results committed."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    run_in(folder, "git", "init", "--quiet", "--initial-branch", "main")
+    run_in(folder, "dvc", "init", "--quiet")
+    run_in(folder, "dvc", "repro", "--quiet")
+    run_in(folder, "git", "add", "--all")
+    run_in(folder, "git", "commit", "--quiet", "--message", "As it is")
+    return folder

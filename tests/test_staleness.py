@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from support import load_script, run_in
+from support import load_script, make_pipeline, run_in
 
 from chest.errors import ChestError
 from chest.staleness import PipelineError, StaleStage, stale_stages
@@ -60,16 +60,7 @@ CUT, TRAIN, SCORE = 3, 11, 22  # the lines on which they begin
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory):
     """A small pipeline that `dvc repro` ran, and whose results are committed."""
-    folder = tmp_path_factory.mktemp("committed")
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
-    run_in(folder, "git", "init", "--quiet")
-    run_in(folder, "dvc", "init", "--quiet")
-    run_in(folder, "dvc", "repro", "--quiet")
-    run_in(folder, "git", "add", "--all")
-    run_in(folder, "git", "commit", "--quiet", "--message", "Results")
-    return folder
+    return make_pipeline(tmp_path_factory.mktemp("committed"), FILES)
 
 
 @pytest.fixture

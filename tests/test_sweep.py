@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from support import load_script, run_in
+from support import load_script, make_pipeline, run_in
 
 from chest.errors import run
 
@@ -33,16 +33,9 @@ PIPELINE = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("swept")
-    run_in(folder, "git", "init", "--quiet")
-    run_in(folder, "dvc", "init", "--quiet")
-    (folder / "stage.py").write_text(STAGE)
-    (folder / "dvc.yaml").write_text(json.dumps(PIPELINE))
-    (folder / "params.yaml").write_text("seed: 5\nlr: 0.5\n")
-    run_in(folder, "dvc", "repro", "--quiet")
-    run_in(folder, "git", "add", "--all")
-    run_in(folder, "git", "commit", "--quiet", "--message", "As it is")
-    return folder
+    params = "seed: 5\nlr: 0.5\n"
+    files = {"stage.py": STAGE, "dvc.yaml": json.dumps(PIPELINE), "params.yaml": params}
+    return make_pipeline(tmp_path_factory.mktemp("swept"), files)
 
 
 @pytest.fixture
