@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chest.errors import InputError, Problem
+from chest.errors import InputError, Problem, refuse
 from chest.files import read_table
-from chest.labels import LABELS, SPLITS
+from chest.labels import LABELS, MODALITIES, SPLITS
 
 SLICES = Path("data/slices")
 SLICE_INDEX = SLICES / "index.csv"
@@ -47,8 +47,23 @@ class Dataset:
 
 
 def read_manifest() -> pd.DataFrame:
-    """``data/manifest.csv``: all columns strings, sorted by image_id."""
-    return read_table(MANIFEST, MANIFEST_COLUMNS)
+    """``data/manifest.csv``: all columns strings, sorted by image_id.
+
+    Raises InputError where an image is there twice or out of its order, or has no known label.
+    """
+    table = read_table(MANIFEST, MANIFEST_COLUMNS)
+    remedy = "run `dvc repro` to make it again"
+    images, problems = table["image_id"], []
+    if not images.is_monotonic_increasing or not images.is_unique:
+        found = "images doubled or not in order"
+        problems.append(Problem(MANIFEST, found, "each image once, sorted by image_id", remedy))
+    for column, known in (("label", LABELS), ("modality", MODALITIES)):
+        for unknown in sorted(set(table[column]) - {*known}):
+            problems.append(
+                Problem(MANIFEST, f"the {column} {unknown!r}", " or ".join(known), remedy)
+            )
+    refuse(problems)
+    return table
 
 
 def read_labelled() -> pd.DataFrame:

@@ -26,7 +26,8 @@ def map_in_processes(
     processes end with this one, however it ends, and with the iterator: close it where it is left
     early.
 
-    Raises ChestError where one of them ended by itself: the system may have done that.
+    Raises what `function` raises, and ChestError where a process ended by itself: the system may
+    have done that.
     """
     processes = min(processes or workers(), len(things))
     if processes < 2:
@@ -43,14 +44,16 @@ def map_in_processes(
                 if turn in done:
                     break
                 for line in wait(busy):
-                    done[busy.pop(line)] = line.recv()
+                    done[busy.pop(line)], error = line.recv()
+                    if error is not None:
+                        raise error
                     free.append(line)
             yield done.pop(turn)
 
 
 @contextmanager
 def _crew(function: Callable, count: int) -> Iterator[list[Connection]]:
-    """`count` processes at the other ends of the lines: each answers a thing by its result.
+    """`count` processes at the other ends of the lines: each answers a thing by result and error.
 
     In the end they are killed: nobody needs what they have in work. (An executor of
     concurrent.futures that is interrupted twice may wait for its processes for ever.)
@@ -90,4 +93,8 @@ def _work(line: Connection, function: Callable) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
     while True:
-        line.send(function(line.recv()))
+        thing = line.recv()
+        try:
+            line.send((function(thing), None))
+        except Exception as error:
+            line.send((None, error))

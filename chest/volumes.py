@@ -1,5 +1,6 @@
 """Axial slices of NIfTI volumes, as a radiologist looks at them."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 
 from chest.errors import ChestError, Problem
+
+# What nibabel would say of a bad header goes into one message of ours.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 LUNG_WINDOW = (-1000.0, 400.0)  # Hounsfield units
 GZIP_MAGIC = b"\x1f\x8b"

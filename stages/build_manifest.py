@@ -9,6 +9,7 @@ Writes  data/manifest.csv   one row an image, sorted by image_id
 """
 
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -87,6 +88,11 @@ def find_items(params: Params) -> list[Item]:
              MOSMED_SITE, mosmed_patient(study), study)
         for study, label in read_table(SLICE_INDEX, SLICE_COLUMNS)[["study", "label"]].to_numpy()
     ]  # fmt: skip
+    problems += [
+        Problem(SLICE_INDEX, f"the study {item.study!r}", "study_NNNN", "run `dvc repro` again")
+        for item in items
+        if item.collection == "ct_volumes" and not re.fullmatch(r"study_[0-9]{4}", item.study)
+    ]
     items += read_xrays(raw / XRAYS, params.labels.tuberculosis, problems)
     for image_id, count in Counter(item.image_id for item in items).items():
         if count > 1:

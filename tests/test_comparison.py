@@ -267,7 +267,10 @@ def write_run(folder, seed):
     ids = [f"image-{i:03}" for i in range(N)]
     table = pd.DataFrame("x", index=range(N), columns=list(MANIFEST_COLUMNS))
     table = table.assign(
-        image_id=ids, label=np.resize(LABELS, N), patient_id=[f"p{i % 45}" for i in range(N)]
+        image_id=ids,
+        label=np.resize(LABELS, N),
+        patient_id=[f"p{i % 45}" for i in range(N)],
+        modality="ct",
     )
     split = np.resize(np.repeat(["train", "test", "val", "train", "test", "val", "train"], 3), N)
     (folder / "data").mkdir(exist_ok=True)

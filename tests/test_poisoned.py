@@ -255,8 +255,8 @@ def test_a_manifest_that_lists_an_image_twice_is_not_compared(repository, capsys
         change(f"data/{name}.csv", lambda table: pd.concat([table, table.iloc[:1]]).sort_values(
             "image_id", kind="stable"))  # fmt: skip
     message = refusal(capsys, "main")
-    assert "now: data/predictions/zeroshot_siglip.csv" in message
-    assert "twice" in message
+    assert "data/manifest.csv" in message
+    assert "doubled" in message
 
 
 @pytest.mark.parametrize(

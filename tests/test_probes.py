@@ -57,7 +57,7 @@ def test_the_stage_hides_what_it_says(tmp_path, monkeypatch, checkpoints):
     Path("data").mkdir()
     (tmp_path / "images.npy").rename("data/images.npy")
     table = pd.DataFrame("x", index=range(3), columns=list(MANIFEST_COLUMNS))
-    table = table.assign(image_id=["a", "b", "c"], label=list(LABELS))
+    table = table.assign(image_id=["a", "b", "c"], label=list(LABELS), modality="ct")
     table.to_csv("data/manifest.csv", index=False)
     table.assign(split="test")[["image_id", "split"]].to_csv("data/split.csv", index=False)
 

@@ -48,6 +48,7 @@ def write_tables():
     ids = sorted([*(f"image-{i:02}" for i in range(N - 1)), HOSTILE])
     label = np.repeat(np.resize(LABELS, N // 2), 2)
     table = pd.DataFrame("x", index=range(N), columns=list(MANIFEST_COLUMNS)).assign(
+        modality="ct",
         image_id=ids, label=label, collection="ct_slices", site=HOSTILE, pixel_hash=ids,
         patient_id=[f"p{i // 2}" for i in range(N)], path="data/raw/phantom/x.png",
     )  # fmt: skip

@@ -312,7 +312,7 @@ def read(item: Found, row: np.ndarray, params: Params, problems: list[Problem]) 
             row[:] = read_grey(item.path, side).pixels
             return item
         if item.kind == "volume":
-            cut = cut_axial_slice(item.path, params.slices.position)
+            cut = cut_axial_slice(item.path, params.slices.position, params.slices.verify)
             item = replace(item, index=cut.index, count=cut.count)
             grey = to_grey(cut.pixels, normalize)
         elif item.modality == "ct":
