@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "data/*/README.md", "data/*/*/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/*.md",
+    "benchmarks/*.md",
+    "data/*/README.md",
+    "data/*/*/README.md",
+)
 STARTS = ("make", "dvc", "python", "git", "source", "accelerate", "hf", "pre-commit")
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 

@@ -49,6 +49,11 @@ def test_the_numbers_of_images_and_the_seed_are_those_of_the_run():
     assert f"seed {load_params(ROOT / 'params.yaml').seed}" in text
 
 
+def test_the_speed_is_that_of_the_results():
+    source = re.search(r"<!-- bench: from (\S+),", README)[1]
+    assert between("bench") == (ROOT / source).read_text(encoding="utf-8").strip()
+
+
 def test_the_graph_is_that_of_the_pipeline():
     assert between("graph").split() == run_in(ROOT, "dvc", "dag", "--md").split()
 
