@@ -152,7 +152,7 @@ def epochs_of(size: str, data: Dataset, **changes):
     if task.settings.compile != "none":
         task.model.compile(mode=task.settings.compile)
     parallel, optimizer = task.accelerator.prepare(task.model, run.optimizer)
-    drawn = rows[: plan.steps * task.settings.batch_size].reshape(-1, task.settings.batch_size)
+    drawn = np.resize(rows, (plan.steps, task.settings.batch_size))
 
     def epoch() -> None:
         run.step = 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from chest.progress import progress
@@ -26,7 +26,11 @@ def answer(
     Where the device's memory does not hold a batch, it and all that follow are halved. Rows that
     `journal` knows are not asked again, and it gets the answers of each batch.
     """
-    known = journal.answers() if journal else {}
+    known: dict[int, object] = {}
+    if journal:
+        # Read by one for all: another process may have added to it before the last one reads.
+        read = journal.answers() if accelerator.is_main_process else None
+        known = broadcast_object_list([read])[0]
     left = [batch[[row not in known for row in batch.tolist()]] for batch in batches]
     left = [batch for batch in left if len(batch)]
     mine = left[accelerator.process_index :: accelerator.num_processes]
@@ -63,11 +67,13 @@ def _fitting(batches: list[np.ndarray], function: Answerer) -> Iterator[tuple[np
         except RuntimeError as error:
             if len(batch) == 1 or not should_reduce_batch_size(error):
                 raise
-            most = len(batch) // 2
-            clear_device_cache(garbage_collection=True)
-            waiting.appendleft(batch)
+        else:
+            yield batch, said
             continue
-        yield batch, said
+        # Only here, where the error no longer holds what it was raised over, is it free.
+        most = len(batch) // 2
+        clear_device_cache(garbage_collection=True)
+        waiting.appendleft(batch)
 
 
 def _as_list(said: torch.Tensor | list) -> list:

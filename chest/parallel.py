@@ -38,13 +38,15 @@ def map_in_processes(
         for turn in range(len(things)):
             while True:
                 while free and upcoming < min(len(things), turn + AHEAD * processes):
-                    free[-1].send(things[upcoming])
+                    with _telling_of_an_end():
+                        free[-1].send(things[upcoming])
                     busy[free.pop()] = upcoming
                     upcoming += 1
                 if turn in done:
                     break
                 for line in wait(busy):
-                    done[busy.pop(line)], error = line.recv()
+                    with _telling_of_an_end():
+                        done[busy.pop(line)], error = line.recv()
                     if error is not None:
                         raise error
                     free.append(line)
@@ -69,10 +71,6 @@ def _crew(function: Callable, count: int) -> Iterator[list[Connection]]:
             crew.append(process)
             far_end.close()  # so that the line breaks when the process ends
         yield list(lines)
-    except (EOFError, ConnectionError):
-        raise ChestError(
-            "a process that worked for this one has ended: was there too little memory?"
-        ) from None
     finally:
         for process in crew:
             process.kill()
@@ -80,6 +78,16 @@ def _crew(function: Callable, count: int) -> Iterator[list[Connection]]:
             process.join()
         for line in lines:
             line.close()
+
+
+@contextmanager
+def _telling_of_an_end() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise ChestError(
+            "a process that worked for this one has ended: was there too little memory?"
+        ) from None
 
 
 def _work(line: Connection, function: Callable) -> None:

@@ -123,6 +123,12 @@ def image_inputs(reader: Reader, images: torch.Tensor) -> dict[str, torch.Tensor
     blocks that become one token, as the family's own preprocessor gives them for an image that
     needs no resize. ``image_grid_thw``: (B, 3).
     """
+    layout = _vision_layout(reader, len(images))
+    return {"pixel_values": _patches(reader, images), "image_grid_thw": layout["grid_thw"]}
+
+
+def _patches(reader: Reader, images: torch.Tensor) -> torch.Tensor:
+    """The ``pixel_values`` of image_inputs."""
     vision = reader.model.config.vision_config
     patch, merge, frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
     pixels = to_pixels(images, reader.normalization)
@@ -131,20 +137,14 @@ def image_inputs(reader: Reader, images: torch.Tensor) -> dict[str, torch.Tensor
     cut = pixels.view(count, channels, blocks, merge, patch, blocks, merge, patch)
     cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)  # image, block row and column, place in it, pixels
     cut = cut.unsqueeze(6).expand(*cut.shape[:6], frames, patch, patch)  # a still picture, twice
-    return {
-        "pixel_values": cut.reshape(-1, channels * frames * patch * patch),
-        "image_grid_thw": _grid(reader, count).to(pixels.device),
-    }
+    return cut.reshape(-1, channels * frames * patch * patch)
 
 
 def image_tokens(reader: Reader, images: torch.Tensor) -> torch.Tensor:
     """What the vision tower makes of uint8 grey `images`, (B, side, side): (B, tokens, d)."""
-    inputs = image_inputs(reader, images)
-    tokens = reader.model.model.visual(
-        inputs["pixel_values"].to(reader.model.dtype),
-        grid_thw=inputs["image_grid_thw"],
-        **_vision_layout(reader, len(images)),
-    ).pooler_output
+    patches = _patches(reader, images).to(reader.model.dtype)
+    layout = _vision_layout(reader, len(images))
+    tokens = reader.model.model.visual(patches, **layout).pooler_output
     return tokens.view(len(images), -1, tokens.shape[-1])
 
 
@@ -199,6 +199,7 @@ def _layout(
     index, cuts = get_vision_window_index(grid, merge, window, patch)
     with torch.inference_mode(False):
         return {
+            "grid_thw": grid.to(device),
             "position_ids": get_vision_position_ids(grid, merge).to(device),
             "cu_seqlens": get_vision_cu_seqlens(grid).to(device),
             "window_index": index.to(device),
@@ -225,8 +226,8 @@ class Question:
     after: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
-    places: list[int]
-    at: list[int]
+    places: torch.Tensor
+    at: torch.Tensor
     spoken: torch.Tensor
     lengths: list[int]
 
@@ -255,8 +256,8 @@ def pose(reader: Reader, text: str, answers: Sequence[str]) -> Question:
         after=embed(ids[start + tokens :]),
         positions=positions[..., start:],
         mask=_mask(len(prompt), branches, reader.model.dtype).to(device)[..., start:, :],
-        places=places,
-        at=[places.index(place) for place in speaking],
+        places=torch.tensor(places, device=device),
+        at=torch.tensor([places.index(place) for place in speaking], device=device),
         spoken=torch.tensor(spoken, device=device),
         lengths=[len(branch) + 1 for branch in branches],
     )
@@ -284,8 +285,8 @@ def answer_likelihoods(reader: Reader, images: torch.Tensor, question: Question)
         past_key_values=cached,
         use_cache=True,
     ).last_hidden_state[:, question.places]
-    logs = reader.model.lm_head(hidden).float().log_softmax(-1)[:, question.at]
-    parts = logs.gather(2, question.spoken.expand(count, -1)[..., None])[..., 0]
+    logs = reader.model.lm_head(hidden).float().log_softmax(-1)
+    parts = logs[:, question.at, question.spoken]
     return torch.stack([x.sum(1) for x in parts.split(question.lengths, dim=1)], dim=1)
 
 

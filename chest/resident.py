@@ -61,6 +61,13 @@ def place_images(images: np.ndarray, device: torch.device) -> Images:
     room for.
     """
     source = torch.from_numpy(images)
-    if device.type == "cuda" and images.nbytes <= SHARE * torch.cuda.mem_get_info(device)[0]:
-        source = source.to(device)
-    return Images(source, device)
+    if not _fits(images, device):
+        return Images(source, device)
+    source = source.to(device)
+    return Images(source, source.device)  # which has a number: to PyTorch cuda is not cuda:0
+
+
+def _fits(images: np.ndarray, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    return images.nbytes <= SHARE * torch.cuda.mem_get_info(device)[0]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -30,7 +31,15 @@ Origin = dict[str, str]  # what a result depends on, by name: a digest each
 
 
 def origin_of(accelerator: Accelerator, source: Source, parameters: dict) -> Origin:
-    """Of everything that a stage's result depends on; `parameters` are those that it reads."""
+    """Of everything that a stage's result depends on; `parameters` are those that it reads.
+
+    The main process reads it all, for every process.
+    """
+    origin = _origin(accelerator, source, parameters) if accelerator.is_main_process else None
+    return broadcast_object_list([origin])[0]
+
+
+def _origin(accelerator: Accelerator, source: Source, parameters: dict) -> Origin:
     code = sorted({
         Path(module.__file__)
         for name, module in [*sys.modules.items()]

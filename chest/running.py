@@ -40,8 +40,9 @@ def ending_on_signals() -> Iterator[None]:
 def deferring_signals() -> Iterator[Callable[[], int]]:
     """Meanwhile a signal to end is noted only: the function that is given returns its number, or 0.
 
-    So work can stop where its state is whole. After GRACE seconds, or by the same signal a second
-    time, Interrupted is raised after all.
+    So work can stop where its state is whole: once it has been told, it may take its time. If it
+    does not ask within GRACE seconds, or by the same signal a second time, Interrupted is raised
+    after all, and at the end, where nobody asked.
     """
     asked: list[int] = []
 
@@ -52,14 +53,21 @@ def deferring_signals() -> Iterator[Callable[[], int]]:
         asked.append(number)
         signal.setitimer(signal.ITIMER_REAL, GRACE)
 
+    def tell() -> int:
+        if asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return asked[0] if asked else 0
+
     def overdue(_number: int, _frame) -> None:
         raise Interrupted(asked[0])
 
     with _handling({**dict.fromkeys(ENDING, note), signal.SIGALRM: overdue}):
         try:
-            yield lambda: asked[0] if asked else 0
+            yield tell
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if asked:
+            raise Interrupted(asked[0])
 
 
 @contextmanager

@@ -150,8 +150,11 @@ def score(model: SiglipModel, pixels: torch.Tensor, classes: torch.Tensor) -> to
     SigLIP was trained with a sigmoid for each pair; its bias is the same for all classes, so the
     softmax ranks them as the sigmoids do, and gives numbers that add up to 1.
     """
-    images = _unit(model.get_image_features(pixels).pooler_output.float())
-    return torch.softmax(images @ classes.T * model.logit_scale.exp(), -1)
+    features = model.get_image_features(pixels).pooler_output
+    # Not in bf16: of a cosine the scale makes a hundredfold difference.
+    with torch.autocast(pixels.device.type, enabled=False):
+        cosines = _unit(features.float()) @ classes.float().T
+        return torch.softmax(cosines * model.logit_scale.float().exp(), -1)
 
 
 def compare_rows(
@@ -200,7 +203,8 @@ def classify_rows(
     model.eval()
 
     def ask(rows: np.ndarray) -> torch.Tensor:
-        return classify(accelerator, model, data.images.take(rows), data.normal, change)
+        # A copy: the next batch may be written to the same place (CUDA graphs).
+        return classify(accelerator, model, data.images.take(rows), data.normal, change).clone()
 
     answers = answer(accelerator, in_batches(data.rows, batch_size), ask)
     return np.array([answers[row] for row in data.rows.tolist()])

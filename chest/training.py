@@ -182,10 +182,10 @@ def train(
         model.compile(mode=settings.compile)
     parallel, optimizer = accelerator.prepare(model, run.optimizer)
 
-    def save() -> str:
+    def save(losses: torch.Tensor) -> str:
         done = (run.epoch - 1) * plan.steps + run.step
         if states is not None and accelerator.is_main_process:
-            keep(task, run, states, done)
+            keep(task, run, losses, states, done)
         return f"the next run goes on after step {done} of {plan.total}"
 
     if accelerator.is_main_process and (run.step or run.curve):
@@ -199,7 +199,7 @@ def train(
         try:
             score = validate(task)
         except Interrupted as end:
-            raise Interrupted(end.signal, save()) from None
+            raise Interrupted(end.signal, save(run.losses)) from None
         finish_epoch(task, run, score)
         if accelerator.is_main_process:
             log(run.curve[-1])
@@ -222,14 +222,14 @@ def train_epoch(
     parallel: nn.Module,
     optimizer,
     drawn: np.ndarray,
-    save: Callable[[], str],
+    save: Callable[[torch.Tensor], str],
 ) -> None:
     """The epoch's optimizer steps that are not done: one for each batch of rows in `drawn`.
 
     `drawn` is int64 (steps, batch size); `parallel` and `optimizer` are as accelerate prepared
     them. Each process takes its part of each batch; the gradients are those of the whole batch. No
     step waits for the device: images, targets and augmentation are there before the first one.
-    `save` keeps the state and returns what to say of it.
+    `save` keeps the state with the losses that it gets, and returns what to say of it.
     """
     accelerator, settings = task.accelerator, task.settings
     device, main = accelerator.device, accelerator.is_main_process
@@ -259,9 +259,9 @@ def train_epoch(
             run.step = i + 1
             # The others follow the main process: where it ends, their exchange with it fails.
             if main and asked():
-                raise Interrupted(asked(), save())
+                raise Interrupted(asked(), save(run.losses))
             if ((run.epoch - 1) * len(drawn) + run.step) % settings.save_every == 0:
-                save()
+                save(accelerator.reduce(run.losses.clone(), "mean"))
 
 
 def draw_epoch_changes(
@@ -280,7 +280,7 @@ def refusing_large_batches(task: Task, asked: Callable[[], int]) -> Iterator[Non
     try:
         yield
     except RuntimeError as error:
-        if asked():  # the main process has left
+        if asked() and not task.accelerator.is_main_process:  # which has left
             raise Interrupted(asked()) from None
         if not should_reduce_batch_size(error):
             raise
@@ -309,10 +309,11 @@ def finish_epoch(task: Task, run: Run, score: dict[str, float]) -> None:
 # --- Going on after an end -------------------------------------------------------------------
 
 
-def keep(task: Task, run: Run, states: States, done: int) -> None:
-    """Keep the training's state after `done` steps.
+def keep(task: Task, run: Run, losses: torch.Tensor, states: States, done: int) -> None:
+    """Keep the training's state after `done` steps, with the `losses` of the epoch's steps.
 
-    Of several processes the main one's losses are kept; all else is the same in each.
+    Of several processes these are the means, but where a signal ended the run: then they are the
+    main one's. All else is the same in each.
     """
     optimizer = run.optimizer.state_dict()
     tensors = {f"model.{name}": x for name, x in task.model.state_dict().items()}
@@ -322,7 +323,7 @@ def keep(task: Task, run: Run, states: States, done: int) -> None:
         for i, own in optimizer["state"].items()
         for name, x in own.items()
     }
-    tensors |= {"sampler": run.drew, "losses": run.losses, "cpu": torch.get_rng_state()}
+    tensors |= {"sampler": run.drew, "losses": losses, "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state(task.accelerator.device)
     values = {name: getattr(run, name) for name in VALUES}
@@ -339,11 +340,11 @@ def restore(task: Task, run: Run, states: States) -> None:
     # The main process sets aside what is damaged before the others look.
     with task.accelerator.main_process_first():
         found = states.load()
-    reached = task.accelerator.gather(
-        torch.tensor([0 if found is None else 1], device=task.accelerator.device)
-    )
+    values = found[1] if found else {"epoch": 1, "step": 0}
+    done = (values["epoch"] - 1) * len(run.losses) + values["step"]
+    reached = task.accelerator.gather(torch.tensor([done], device=task.accelerator.device))
     if reached.min() != reached.max():
-        raise ChestError(f"{states.folder}: not all processes see it; share it between machines")
+        raise ChestError(f"{states.folder}: processes see different states; it must be shared")
     if found is None:
         return
     tensors, values = found

@@ -11,6 +11,7 @@ Writes  data/predictions/probes/<probe>.csv     one row an image of the test spl
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from scipy.special import softmax
@@ -54,9 +55,12 @@ def main() -> None:
 def hide(probe: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that hides from grey images, (B, 1, side, side), what the probe does not show."""
 
+    @cache
+    def region(side: int, device: torch.device) -> torch.Tensor:
+        return torch.from_numpy(visible_region(probe, side)).to(device)
+
     def change(images: torch.Tensor) -> torch.Tensor:
-        visible = torch.from_numpy(visible_region(probe, images.shape[-1]))
-        return torch.where(visible.to(images.device), images, HIDDEN)
+        return torch.where(region(images.shape[-1], images.device), images, HIDDEN)
 
     return change
 

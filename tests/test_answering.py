@@ -77,3 +77,18 @@ def test_the_batches_are_dealt_to_the_processes(count):
         shares.append(answer(one, batches, lambda rows: rows.tolist()))
     assert sorted(row for share in shares for row in share) == list(range(40))
     assert max(map(len, shares)) - min(map(len, shares)) <= 3
+
+
+def test_all_processes_go_by_what_the_main_one_read(monkeypatch):
+    # Another one may have written more by the time that this one looks: the deal would differ.
+    class Later:
+        def answers(self):
+            raise AssertionError("this process looked itself")
+
+        def add(self, answers):
+            pass
+
+    monkeypatch.setattr("chest.answering.broadcast_object_list", lambda found: [{0: "a", 1: "b"}])
+    one = SimpleNamespace(process_index=1, num_processes=2, is_main_process=False)
+    found = answer(one, in_batches(np.arange(8), 2), lambda rows: rows.tolist(), Later())
+    assert found == {0: "a", 1: "b", 4: 4, 5: 5}

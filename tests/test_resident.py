@@ -51,6 +51,15 @@ def test_on_the_cpu_the_memory_map_is_used_as_it_is(images, tmp_path):
     assert store.source.data_ptr() == mapped.ctypes.data
 
 
+def test_where_they_fit_the_images_live_on_the_device(images, monkeypatch):
+    # A device without memory stands for a GPU, of which accelerate gives no number.
+    monkeypatch.setattr("chest.resident._fits", lambda *_: True)
+    store = place_images(images, torch.device("meta"))
+    assert store.device == store.source.device == torch.device("meta")
+    assert store.take(np.array([1, 2])).shape == (2, 8, 8)
+    assert [len(batch) for batch in store.stream([np.arange(3), np.arange(2)])] == [3, 2]
+
+
 def test_training_is_the_same_where_the_images_do_not_fit(checkpoints, data, monkeypatch):  # noqa: F811
     curves, place = [], training.Images
     for device in (CPU, ELSEWHERE):

@@ -11,6 +11,7 @@ from test_training import LIGHT, data, settings  # noqa: F401
 
 from chest.answering import answer, in_batches
 from chest.compute import find_checkpoint, load_normalization, start
+from chest.errors import ChestError
 from chest.predictions import CURVE_COLUMNS
 from chest.resident import place_images
 from chest.resume import States, differences, open_journal, origin_of
@@ -224,3 +225,10 @@ def test_the_origin_follows_what_a_result_depends_on(here, checkpoints):
     other = find_checkpoint(str(checkpoints / "qwen"), "main")
     assert "weights" in differences(first, origin_of(accelerator, other, {"lr": 0.1}))
     assert differences([], first) == "everything"
+
+
+def test_processes_that_see_different_states_do_not_start(checkpoints, data, monkeypatch):  # noqa: F811
+    assert learn(checkpoints, data, states=True, crash_at=8) is None
+    monkeypatch.setattr("accelerate.Accelerator.gather", lambda _, x: torch.tensor([6, 4]))
+    with pytest.raises(ChestError, match="see different states"):
+        learn(checkpoints, data, states=True)

@@ -96,6 +96,18 @@ def test_scores_rank_the_classes_as_the_models_own_logits_do(both, source, image
     torch.testing.assert_close(scores.sum(1), torch.ones(5))
 
 
+def test_cosines_are_not_taken_in_bf16(both, source, images):
+    model, tokenizer = both
+    pixels = to_pixels(images, load_normalization(source))
+    classes = class_embeddings(model, tokenizer, PROMPTS)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        scores = score(model, pixels, classes)
+        features = model.get_image_features(pixels).pooler_output.double()
+    cosines = features / features.norm(dim=1, keepdim=True) @ classes.double().T
+    expected = (cosines * model.logit_scale.double().exp()).softmax(1)
+    torch.testing.assert_close(scores.double(), expected, atol=1e-5, rtol=0)
+
+
 # --- Classifier ------------------------------------------------------------------------------
 
 
