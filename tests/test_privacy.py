@@ -25,7 +25,7 @@ from chest.collections import XRAYS
 CHARTS = {
     f"plots/{name}.png"
     for name in ("confusion", "probes", "recall", "reliability", "training", "uar")
-}
+} | {"benchmarks/results/load.png"}
 PERSONAL = {"age", "gender", "sex", "remarks"}
 REMARK_LENGTH = 13  # characters from which on a remark is a sentence on somebody: not "normal"
 TEXTS = {".csv", ".json", ".md", ".html", ".svg"}
