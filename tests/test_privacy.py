@@ -22,10 +22,11 @@ from support import BESIDE, ROOT, copy_repository, run_in
 from chest.collections import XRAYS
 
 # The pictures that Git may hold: they show figures.
-CHARTS = {
+PLOTS = {
     f"plots/{name}.png"
     for name in ("confusion", "probes", "recall", "reliability", "training", "uar")
-} | {"benchmarks/results/load.png"}
+}
+CHARTS = PLOTS | {"benchmarks/results/load.png"}
 PERSONAL = {"age", "gender", "sex", "remarks"}
 REMARK_LENGTH = 13  # characters from which on a remark is a sentence on somebody: not "normal"
 TEXTS = {".csv", ".json", ".md", ".html", ".svg"}
@@ -232,7 +233,7 @@ def test_git_gets_charts_and_tables_from_the_pipeline_and_dvc_all_else():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     outs = [out for stage in stages.values() for out in stage["outs"]]
     in_git = {name for out in outs if isinstance(out, dict) for name in out}
-    assert {name for name in in_git if name.endswith(".png")} == CHARTS
+    assert {name for name in in_git if name.endswith(".png")} == PLOTS
     assert {Path(name).suffix for name in in_git} == {".png", ".csv", ".json", ".md"}
     assert {name.partition("/")[0] for name in in_git} == {"metrics", "plots"}
     assert "plots/sheets" in stages["evaluate"]["outs"]  # a plain name: cached, not in Git
