@@ -264,7 +264,7 @@ def test_an_interrupted_training_goes_on_where_it_was(zygote, undisturbed, again
     gone_on += re.findall(r"Going on after step (\d+)", printed)
     # Each run says where it goes on, and where the next one will.
     assert told
-    assert gone_on == told
+    assert set(told) <= set(gone_on)
     assert contents(again, stage) == undisturbed.written[stage]
     assert not (again / ".resume" / stage).exists()
 
