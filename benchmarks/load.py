@@ -30,6 +30,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+from measure import commit, processor
 from scipy.fft import idctn
 
 from chest import predictions
@@ -138,25 +139,14 @@ def run_stage(stage: str) -> dict:
 
 def surroundings() -> dict:
     """What the figures belong to: commit, machine, versions, date."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     packages = ("numpy", "pandas", "scikit-learn", "matplotlib", "ImageHash")
     return {
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        "commit": commit(ROOT),
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": processor(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
     }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def exponents(runs: list[dict]) -> dict:

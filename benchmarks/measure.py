@@ -88,23 +88,27 @@ def device() -> str:
     """The GPU's name, or the processor's with the cores that may be used."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ] if Path("/proc/cpuinfo").exists() else []  # fmt: skip
-    cores = len(os.sched_getaffinity(0))
-    return f"{names[0] if names else platform.processor()}, {cores} cores"
+    return processor()
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it, with the cores that may be used."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def commit(root: Path) -> str:
+    """The commit of the working tree, and whether it has changes."""
+    describe = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(describe, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def circumstances(root: Path) -> dict:
     """Commit, device, memory and versions, for a results file."""
-    commit = subprocess.run(
-        ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True,
-    ).stdout.strip()  # fmt: skip
     return {
-        "commit": commit or "unknown",
+        "commit": commit(root),
         "device": device(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),

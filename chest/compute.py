@@ -1,7 +1,8 @@
 """Where and how models run: one device, one precision, one way to share work between processes."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file
@@ -129,6 +131,15 @@ def device_name(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Turn what safetensors raises where there is no room into an OSError that names `folder`."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from None
 
 
 def check_image_size(config_size: int, image_size: int) -> None:

@@ -178,14 +178,8 @@ def _attend(
     return attention.proj(mixed.transpose(1, 2).reshape(len(hidden_states), -1))
 
 
-def _grid(reader: Reader, count: int) -> torch.Tensor:
-    """Frames, rows and columns of patches of each of `count` images, (count, 3)."""
-    patches = reader.side // reader.model.config.vision_config.patch_size
-    return torch.tensor([[1, patches, patches]]).expand(count, -1)
-
-
 def _vision_layout(reader: Reader, count: int) -> dict[str, torch.Tensor]:
-    """Positions and windows of the patches of `count` images."""
+    """Frames, rows and columns of patches of `count` images, their positions and windows."""
     vision = reader.model.config.vision_config
     sizes = (vision.spatial_merge_size, vision.window_size, vision.patch_size)
     return _layout(*sizes, reader.side // vision.patch_size, count, reader.model.device)
@@ -295,7 +289,7 @@ def _positions(reader: Reader, prompt: list[int], branches: list[list[int]]) -> 
     model, device = reader.model, reader.model.device
     ids = torch.tensor([prompt], device=device)
     kinds = (ids == model.config.image_token_id).int()
-    grid = _grid(reader, 1).to(device)
+    grid = _vision_layout(reader, 1)["grid_thw"]
     own, _ = model.model.get_rope_index(ids, kinds, image_grid_thw=grid)
     follow = torch.cat([torch.arange(len(branch)) for branch in branches]).to(device)
     return torch.cat([own, (own.amax() + 1 + follow).expand(3, 1, -1)], dim=2)

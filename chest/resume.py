@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from chest.compute import LIBRARIES, Source, device_name
+from chest.compute import LIBRARIES, Source, device_name, saving
 from chest.dataset import IMAGES, MANIFEST, SPLIT
 from chest.files import remove, replacing, write_json
 from chest.running import WORK
@@ -89,10 +89,8 @@ class States:
         with replacing(self.folder / f"step-{step:08}") as partial:
             partial.mkdir()
             file = partial / "state.safetensors"
-            try:
+            with saving(self.folder):
                 save_file({name: x.contiguous() for name, x in tensors.items()}, file)
-            except SafetensorError as error:
-                raise OSError(f"{self.folder}: {error}") from None
             content = {"origin": self.origin, "digest": _digest([file]), "values": values}
             write_json(partial / "state.json", content)
         for state in self._found()[:-KEPT]:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import IO
 
 WORK = Path(".resume")  # locks and unfinished work; neither Git nor DVC tracks it
 ENDING = (signal.SIGINT, signal.SIGTERM)
+MOMENT = 0.01  # seconds until a signal that struck where nothing can be raised is heeded
 GRACE = 4.0  # seconds from a signal to the end, where work must first come to a point
 
 
@@ -27,13 +29,33 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Meanwhile SIGTERM raises Interrupted, as Ctrl-C does, so that everything is tidied up."""
+    """Meanwhile SIGTERM raises Interrupted, as Ctrl-C does, so that everything is tidied up.
+
+    Where Python must not let an exception out (in a finalizer, say), it is raised a moment later.
+    """
+    missed: list[int] = []
+    report = sys.unraisablehook
 
     def end(number: int, _frame) -> None:
         raise Interrupted(number)
 
-    with _handling(dict.fromkeys(ENDING, end)):
-        yield
+    def end_now(_number: int, _frame) -> None:
+        raise Interrupted(missed[0])
+
+    def unraisable(raised) -> None:
+        if not isinstance(raised.exc_value, Interrupted):
+            report(raised)
+            return
+        missed.append(raised.exc_value.signal)
+        signal.setitimer(signal.ITIMER_REAL, MOMENT)
+
+    with _handling({**dict.fromkeys(ENDING, end), signal.SIGALRM: end_now}):
+        sys.unraisablehook = unraisable
+        try:
+            yield
+        finally:
+            sys.unraisablehook = report
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager

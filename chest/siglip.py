@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     SiglipConfig,
@@ -21,6 +20,7 @@ from chest.compute import (
     Normalization,
     Source,
     check_image_size,
+    saving,
     to_pixels,
 )
 from chest.errors import ParameterError
@@ -86,10 +86,8 @@ def save_classifier(
 
     Raises OSError where there is no room.
     """
-    try:
+    with saving(folder):
         model.save_pretrained(folder)
-    except SafetensorError as error:
-        raise OSError(f"{folder}: {error}") from None
     side = model.config.vision_config.image_size
     content = {
         "image_processor_type": "SiglipImageProcessor",

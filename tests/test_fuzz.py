@@ -171,14 +171,19 @@ def test_gzipped_volumes(folder, content):
     judge_volume(path)
 
 
+def judge_both(judge, folder, ending, pair):
+    """What `judge` finds in files of the two contents of `pair`."""
+    files = [folder / f"{name}{ending}" for name in ("whole", "other")]
+    for path, content in zip(files, pair, strict=True):
+        path.write_bytes(content)
+    return [judge(path) for path in files]
+
+
 @fuzz(2)
 @given(pair=of_another_bit(PACKED))
 def test_no_bit_of_a_gzipped_volume_changes_its_picture(folder, pair):
-    whole, other = folder / "whole.nii.gz", folder / "other.nii.gz"
-    whole.write_bytes(pair[0])
-    other.write_bytes(pair[1])
-    found = judge_volume(other)
-    assert found is None or np.array_equal(found, judge_volume(whole))
+    whole, other = judge_both(judge_volume, folder, ".nii.gz", pair)
+    assert other is None or np.array_equal(other, whole)
 
 
 PNGS = [
@@ -215,11 +220,8 @@ def test_pictures(folder, content):
 @fuzz(2)
 @given(pair=of_another_bit(PNGS))
 def test_no_bit_of_a_png_changes_its_picture(folder, pair):
-    whole, other = folder / "whole.png", folder / "other.png"
-    whole.write_bytes(pair[0])
-    other.write_bytes(pair[1])
-    found = judge_picture(other)
-    assert found is None or found.pixel_hash == judge_picture(whole).pixel_hash
+    whole, other = judge_both(judge_picture, folder, ".png", pair)
+    assert other is None or other.pixel_hash == whole.pixel_hash
 
 
 @pytest.fixture(scope="module")

@@ -182,13 +182,17 @@ RECORDS = {
 }  # fmt: skip
 
 
+def poison(path, edit):
+    text = path.read_text()
+    assert edit(text) != text
+    path.write_text(edit(text))
+
+
 @pytest.mark.parametrize("how", RECORDS)
 def test_poisoned_records_are_not_taken(place, capsys, how):
     path = predictions.record_path_of(SYSTEM)
     edit, told = RECORDS[how]
-    text = path.read_text()
-    assert edit(text) != text
-    path.write_text(edit(text))
+    poison(path, edit)
     refused(capsys, path, told)
 
 
@@ -225,9 +229,7 @@ CURVES = {
 def test_a_poisoned_curve_is_not_drawn(place, capsys, how):
     path = predictions.curve_path_of(SYSTEM)
     edit, told = CURVES[how]
-    text = path.read_text()
-    assert edit(text) != text
-    path.write_text(edit(text))
+    poison(path, edit)
     refused(capsys, path, told)
 
 

@@ -1,6 +1,7 @@
 """Signals: heeded where the work is whole, never lost, never waited for too long."""
 
 import signal
+import sys
 import time
 
 import pytest
@@ -13,6 +14,21 @@ def test_a_signal_ends_what_does_not_defer_it():
     with pytest.raises(Interrupted) as end, ending_on_signals():
         signal.raise_signal(signal.SIGTERM)
     assert end.value.signal == signal.SIGTERM
+
+
+def test_a_signal_in_a_finalizer_ends_the_script_too(capsys):
+    class Struck:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = sys.unraisablehook
+    with pytest.raises(Interrupted) as end, ending_on_signals():
+        Struck()
+        time.sleep(5)
+        raise AssertionError("lost")
+    assert end.value.signal == signal.SIGTERM
+    assert capsys.readouterr().err == ""
+    assert sys.unraisablehook == before
 
 
 def test_a_deferred_signal_is_told_and_nothing_else_happens():
