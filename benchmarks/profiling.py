@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from models import SIDE, make_reader
+from architectures import SIDE, make_reader
 from torch.profiler import ProfilerActivity, profile
 from training import SIZES, make_data, make_task
 from zeroshot import text, wordings

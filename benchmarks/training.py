@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from architectures import HALF, SIDE, make_classifier
 from measure import Row, peak_memory, seconds, time_in_turn
-from models import HALF, SIDE, make_classifier
 from PIL import Image
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset as TorchDataset

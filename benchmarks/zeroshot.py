@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from architectures import HALF, SIDE, make_reader, make_siglip
 from measure import Row, peak_memory, time_in_turn
-from models import HALF, SIDE, make_reader, make_siglip
 from transformers import SiglipModel
 
 from chest.answering import in_batches
