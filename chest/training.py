@@ -156,6 +156,11 @@ class Run:
     best_epoch: int = 0
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def done(self) -> int:
+        """How many steps are done in all."""
+        return (self.epoch - 1) * len(self.losses) + self.step
+
 
 def train(
     task: Task, seed: int, log: Callable[[dict], None], states: States | None = None
@@ -183,13 +188,12 @@ def train(
     parallel, optimizer = accelerator.prepare(model, run.optimizer)
 
     def save(losses: torch.Tensor) -> str:
-        done = (run.epoch - 1) * plan.steps + run.step
         if states is not None and accelerator.is_main_process:
-            keep(task, run, losses, states, done)
-        return f"the next run goes on after step {done} of {plan.total}"
+            keep(task, run, losses, states)
+        return f"the next run goes on after step {run.done} of {plan.total}"
 
-    if accelerator.is_main_process and (run.step or run.curve):
-        print(f"Going on after step {(run.epoch - 1) * plan.steps + run.step} of {plan.total}")
+    if accelerator.is_main_process and run.done:
+        print(f"Going on after step {run.done} of {plan.total}")
         for row in run.curve:
             log(row)
     while run.epoch <= plan.epochs:
@@ -260,7 +264,7 @@ def train_epoch(
             # The others follow the main process: where it ends, their exchange with it fails.
             if main and asked():
                 raise Interrupted(asked(), save(run.losses))
-            if ((run.epoch - 1) * len(drawn) + run.step) % settings.save_every == 0:
+            if run.done % settings.save_every == 0:
                 save(accelerator.reduce(run.losses.clone(), "mean"))
 
 
@@ -309,8 +313,8 @@ def finish_epoch(task: Task, run: Run, score: dict[str, float]) -> None:
 # --- Going on after an end -------------------------------------------------------------------
 
 
-def keep(task: Task, run: Run, losses: torch.Tensor, states: States, done: int) -> None:
-    """Keep the training's state after `done` steps, with the `losses` of the epoch's steps.
+def keep(task: Task, run: Run, losses: torch.Tensor, states: States) -> None:
+    """Keep the training's state, with the `losses` of the epoch's steps.
 
     Of several processes these are the means, but where a signal ended the run: then they are the
     main one's. All else is the same in each.
@@ -332,7 +336,7 @@ def keep(task: Task, run: Run, losses: torch.Tensor, states: States, done: int) 
         {name: x for name, x in group.items() if name != "params"}
         for group in optimizer["param_groups"]
     ]
-    states.save(done, tensors, values)
+    states.save(run.done, tensors, values)
 
 
 def restore(task: Task, run: Run, states: States) -> None:
@@ -340,14 +344,15 @@ def restore(task: Task, run: Run, states: States) -> None:
     # The main process sets aside what is damaged before the others look.
     with task.accelerator.main_process_first():
         found = states.load()
-    values = found[1] if found else {"epoch": 1, "step": 0}
-    done = (values["epoch"] - 1) * len(run.losses) + values["step"]
-    reached = task.accelerator.gather(torch.tensor([done], device=task.accelerator.device))
+    if found is not None:
+        take_up(task, run, *found)
+    reached = task.accelerator.gather(torch.tensor([run.done], device=task.accelerator.device))
     if reached.min() != reached.max():
         raise ChestError(f"{states.folder}: processes see different states; it must be shared")
-    if found is None:
-        return
-    tensors, values = found
+
+
+def take_up(task: Task, run: Run, tensors: dict[str, torch.Tensor], values: dict) -> None:
+    """Bring `run` and the model to what `keep` kept."""
     parts: dict[str, dict] = {"model": {}, "kept": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
