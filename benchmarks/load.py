@@ -1,9 +1,11 @@
 """How the stages that need no model grow: time and memory at the study's size and ten times it.
 
-Makes   in a temporary folder: manifest, split, images of 16 px, answers, probes, training curve
-        (made up, with the study's structure: the same patients in two collections, many slices of
-        some, a few large hospitals and many small ones)
-Runs    split, audit, floors and evaluate, each as `python stages/<stage>.py` in its own process
+Makes   in a temporary folder: the three collections in their published layout, of pictures and
+        volumes of 16 px, and what the models would write: answers, probes, a training curve (made
+        up, with the study's structure: the same patients in two collections, many slices of some,
+        a few large hospitals and many small ones)
+Runs    extract_slices, build_manifest, split, audit, floors and evaluate, each as
+        `python stages/<stage>.py` in its own process
 Writes  benchmarks/results/load.json   seconds, peak memory, and their exponents against N
         benchmarks/results/load.png    the same drawn
 
@@ -12,6 +14,7 @@ Writes  benchmarks/results/load.json   seconds, peak memory, and their exponents
 """
 
 import argparse
+import gzip
 import os
 import platform
 import subprocess
@@ -24,6 +27,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import yaml
@@ -31,11 +35,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from measure import commit, processor
+from PIL import Image
 from scipy.fft import idctn
 
 from chest import predictions
+from chest.collections import CT_SLICES, CT_VOLUMES, SLICE_CLASSES, XRAYS
 from chest.commands import parser
-from chest.dataset import IMAGES, MANIFEST, MANIFEST_COLUMNS, read_labelled
+from chest.dataset import read_labelled
 from chest.errors import ChestError, run
 from chest.files import replacing, write_json, write_table
 from chest.labels import LABELS, SPLITS
@@ -43,20 +49,22 @@ from chest.systems import PROBES, SYSTEMS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-STAGES = ("split", "audit", "floors", "evaluate")
+STAGES = ("extract_slices", "build_manifest", "split", "audit", "floors", "evaluate")
 STUDY = 16_300  # images
 SIZES = (STUDY, 2 * STUDY, 4 * STUDY, 10 * STUDY)
 
-# The study: label, collection, modality, first patient, patients, images. Patients are numbered for
-# each label: 254 normal ones and 50 with COVID-19 are in both collections of CT.
+# The study: label, collection, first patient, patients, images. Patients are numbered for each
+# label: 254 normal ones and 50 with COVID-19 are in both collections of CT.
 STRATA = (
-    ("normal", "ct_slices", "ct", 0, 604, 6893),
-    ("covid19", "ct_slices", "ct", 0, 464, 7593),
-    ("normal", "ct_volumes", "ct", 0, 254, 254),
-    ("covid19", "ct_volumes", "ct", 414, 856, 856),
-    ("tuberculosis", "xrays", "xray", 0, 345, 345),
-    ("normal", "xrays", "xray", 604, 359, 359),
+    ("normal", "ct_volumes", 0, 254, 254),
+    ("covid19", "ct_volumes", 414, 856, 856),
+    ("tuberculosis", "xrays", 0, 345, 345),
+    ("normal", "xrays", 604, 359, 359),
+    ("covid19", "ct_slices", 0, 464, 7593),
+    ("normal", "ct_slices", 0, 604, 6893),
 )
+MOST_VOLUMES = 9  # times the study's: a study's number has four digits; more slices make up for it
+LEVELS = {"normal": "CT-0", "covid19": "CT-1"}
 SITES = 16  # at the study's size; ten times the images come from ten times the hospitals
 LOOKS = 16  # of scanners, however many hospitals there are: some pictures always look alike
 SIDE = 16  # px: as many as the perceptual hash has frequencies
@@ -107,15 +115,18 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(n: int, stages: Sequence[str] = STAGES) -> list[dict]:
-    """Make a study of about `n` images in the working directory, and run `stages` on it.
+    """Make a study of `n` images in the working directory, and run `stages` on it.
 
-    Returns for each: stage, images, seconds (wall clock), cpu_seconds (of all cores), mib (the
-    process' peak memory).
+    Returns for each: stage, seconds (wall clock), cpu_seconds (of all cores), mib (the peak memory
+    of its largest process), images.
     """
     make_collections(n)
-    found = [run_stage("split")]
-    make_answers()
-    found += [run_stage(stage) for stage in STAGES if stage != "split" and stage in stages]
+    found = []
+    for stage in STAGES:
+        if stage == "audit":
+            make_answers()
+        if stage in stages or stage in STAGES[:3]:  # on which the others build
+            found.append(run_stage(stage) | {"images": n})
     return [row for row in found if row["stage"] in stages]
 
 
@@ -128,12 +139,11 @@ def run_stage(stage: str) -> dict:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise LoadError(f"{stage} ended with exit code {done.returncode}:\n{done.stderr}")
-    images = len(pd.read_csv(MANIFEST, usecols=["image_id"]))
     peak, busy = map(float, done.stdout.split()[-2:])
     peak /= 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return {
-        "stage": stage, "images": images, "seconds": round(seconds, 2),
-        "cpu_seconds": round(busy, 2), "mib": round(peak),
+        "stage": stage, "seconds": round(seconds, 2), "cpu_seconds": round(busy, 2),
+        "mib": round(peak),
     }  # fmt: skip
 
 
@@ -165,55 +175,58 @@ def exponents(runs: list[dict]) -> dict:
 
 
 def make_collections(n: int, seed: int = 0) -> None:
-    """Write params.yaml, data/manifest.csv and data/images.npy of about `n` images."""
+    """Write params.yaml and data/raw/study, collections of `n` images in all."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"profile": "study", "image_size": SIDE}
+    params["study"]["expected_counts"] = None
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    table = make_manifest(n / STUDY, np.random.default_rng(seed))
-    write_table(MANIFEST, table[list(MANIFEST_COLUMNS)])
-    with replacing(IMAGES) as partial:
-        np.save(partial.with_suffix(".npy"), draw_images(table, np.random.default_rng(seed + 1)))
-        partial.with_suffix(".npy").rename(partial)
+    table = make_table(n, np.random.default_rng(seed))
+    images = draw_images(table, np.random.default_rng(seed + 1))
+    table = table.assign(picture=list(images))
+    raw = Path("data/raw/study")
+    for collection, write in (("ct_slices", write_slices), ("ct_volumes", write_volumes),
+                              ("xrays", write_xrays)):  # fmt: skip
+        write(table[table["collection"] == collection], raw)
 
 
-def make_manifest(scale: float, rng: np.random.Generator) -> pd.DataFrame:
-    """The manifest of a study `scale` times as large, sorted by image_id."""
-    parts = []
-    for label, collection, modality, first, patients, images in STRATA:
-        first, people = round(first * scale), max(1, round(patients * scale))
-        patient = np.repeat(np.arange(first, first + people), sizes(rng, people, images * scale))
-        parts.append(pd.DataFrame({
-            "label": label, "collection": collection, "modality": modality, "number": patient,
-        }))  # fmt: skip
+def make_table(n: int, rng: np.random.Generator) -> pd.DataFrame:
+    """A row for each of `n` images: label, collection, number (its patient's), study, hospital."""
+    scale, parts, left = n / STUDY, [], n
+    for label, collection, first, patients, images in STRATA:
+        share = min(scale, MOST_VOLUMES) if collection == "ct_volumes" else scale
+        first, people = round(first * scale), max(1, round(patients * share))
+        count = left if (label, collection) == STRATA[-1][:2] else round(images * share)
+        left -= count
+        number = np.repeat(np.arange(first, first + people), sizes(rng, people, count))
+        parts.append(pd.DataFrame({"label": label, "collection": collection, "number": number}))
     table = pd.concat(parts, ignore_index=True)
-    person = table["label"] + "-" + table["number"].astype(str).str.zfill(6)
-    count = [f"{i:07}" for i in range(len(table))]
-    table = table.assign(
-        image_id=table["collection"] + "-" + count, path="data/raw/" + pd.Series(count),
-        site=sites(person, scale, rng), patient_id=person, study="", width=512, height=512,
-        pixel_hash=[f"{i:032x}" for i in range(len(table))],
-    )  # fmt: skip
-    return table.sort_values("image_id", ignore_index=True)
+    volumes = table[table["collection"] == "ct_volumes"]
+    studies = {
+        person: f"study_{k:04}"
+        for k, person in enumerate(zip(volumes["label"], volumes["number"], strict=True), 1)
+    }
+    people = list(zip(table["label"], table["number"], strict=True))
+    table["study"] = [studies.get(person, "") for person in people]
+    table.loc[table["collection"] == "xrays", "study"] = ""
+    return table.assign(hospital=hospitals(people, scale, rng))
 
 
 def sizes(rng: np.random.Generator, people: int, images: float) -> np.ndarray:
     """How many images each of `people` has, at least one, with a long tail; int64, (people,)."""
     weights = rng.lognormal(sigma=0.8, size=people)
-    return 1 + rng.multinomial(max(0, round(images) - people), weights / weights.sum())
+    return 1 + rng.multinomial(images - people, weights / weights.sum())
 
 
-def sites(person: pd.Series, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """The hospital of each image: a few large ones, and many small ones."""
-    count = round(SITES * max(1, scale))
-    codes, names = pd.factorize(person)
-    chosen = (count * rng.random(len(names)) ** 2).astype(int)
-    return np.array([f"Hospital {k:03}" for k in range(count)])[chosen[codes]]
+def hospitals(people: list[tuple], scale: float, rng: np.random.Generator) -> np.ndarray:
+    """The number of each image's hospital: a few are large, and many small."""
+    codes, names = pd.factorize(pd.Series(people))
+    return (round(SITES * max(1, scale)) * rng.random(len(names)) ** 2).astype(int)[codes]
 
 
 def draw_images(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
     """A smooth picture for each row, uint8, (N, SIDE, SIDE): what frequencies share adds up."""
-    look = table["site"].str[-3:].astype(int).to_numpy() % LOOKS
-    patient = pd.factorize(table["patient_id"])[0]
+    look = table["hospital"].to_numpy() % LOOKS
+    patient = table.groupby(["label", "number"]).ngroup().to_numpy()
     shape = SIDE * SIDE
     shared = np.sqrt(ALIKE) * rng.standard_normal(shape, np.float32)
     scanner = np.sqrt(SCANNER) * rng.standard_normal((LOOKS, shape), np.float32)
@@ -229,6 +242,51 @@ def draw_images(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
         waves[:, 0, 0] = 0
         images[own] = np.clip(128 + 60 * idctn(waves, axes=(1, 2), norm="ortho"), 0, 255)
     return images
+
+
+def write_slices(table: pd.DataFrame, raw: Path) -> None:
+    """Collection 1; slices of patients that collection 2 has too were cut from its volumes."""
+    folder = raw / CT_SLICES
+    for name, csv, infection, label in SLICE_CLASSES:
+        images = folder / "curated_data/curated_data" / name
+        images.mkdir(parents=True)
+        rows = []
+        for k, row in enumerate(table[table["label"] == label].itertuples()):
+            file = f"Morozov_{row.study}_{k}.png" if row.study else f"{label}_{k}.png"
+            Image.fromarray(row.picture).save(images / file, compress_level=1)
+            rows.append({
+                "File name": file, "Patient ID": f"{label}{row.number}",
+                "COVID-19 Infection": infection, "Institution": f"Hospital {row.hospital:03}",
+                "Country": "", "study_file": f"/studies/{LEVELS[label]}/{row.study}.nii"
+                if row.study else "",
+            })  # fmt: skip
+        pd.DataFrame(rows).to_csv(folder / csv, index=False)
+
+
+def write_volumes(table: pd.DataFrame, raw: Path) -> None:
+    """Collection 2: volumes of three slices, with the picture in the middle."""
+    studies = raw / CT_VOLUMES / "studies"
+    for level in LEVELS.values():
+        (studies / level).mkdir(parents=True)
+    for row in table.itertuples():
+        values = np.zeros((SIDE, SIDE, 3), np.int16)
+        values[:, :, 1] = row.picture[::-1, ::-1].T
+        content = gzip.compress(nib.Nifti1Image(values, np.eye(4)).to_bytes(), 1)
+        (studies / LEVELS[row.label] / f"{row.study}.nii.gz").write_bytes(content)
+
+
+def write_xrays(table: pd.DataFrame, raw: Path) -> None:
+    """Collection 3, of two hospitals."""
+    folder = raw / XRAYS
+    images = folder / "Chest-X-Ray/Chest-X-Ray/image"
+    images.mkdir(parents=True)
+    rows = []
+    for k, row in enumerate(table.itertuples(), 1000):
+        Image.fromarray(row.picture).save(images / f"{k}.png", compress_level=1)
+        county = ("Shenxhen", "Montgomery")[row.hospital % 2]
+        ptb = int(row.label == "tuberculosis")
+        rows.append({"id": k, "county": county, "ptb": ptb, "remarks": ""})
+    pd.DataFrame(rows).to_csv(folder / "MetaData.csv", index=False)
 
 
 def make_answers(seed: int = 2) -> None:
@@ -292,7 +350,7 @@ def draw(path: Path, runs: list[dict]) -> None:
 
 
 def _panel(axes: Axes, table: pd.DataFrame, column: str) -> None:
-    markers = dict(zip(STAGES, "osD^", strict=True))
+    markers = dict(zip(STAGES, "vPosD^", strict=True))
     for stage, own in table.groupby("stage", sort=False):
         axes.plot(own["images"], own[column], marker=markers[stage], label=stage)
     x = np.array([table["images"].min(), table["images"].max()])

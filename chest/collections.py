@@ -100,9 +100,9 @@ def read_ct_slices(folder: Path, problems: list[Problem]) -> list[Item]:
     for name, table, _, label in SLICE_CLASSES:
         if tables[name] is None:
             continue
-        files = _files(images / name, ENDINGS, problems)
+        files, rows = _files(images / name, ENDINGS, problems), tables[name].to_dict("index")
         for key in _matched(files, tables[name], folder / table, elsewhere, images, problems):
-            row = tables[name].loc[key]
+            row = rows[key]
             items.append(
                 Item(f"ct_slices-{Path(key).stem}", files[key], label, "ct", "ct_slices",
                      row["site"], row["patient_id"], row["study"])

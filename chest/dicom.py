@@ -19,7 +19,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from chest.errors import ChestError, Problem
+from chest.errors import FileError, Problem
 from chest.volumes import to_grey
 
 ENDINGS = (".dcm", ".dicom")
@@ -49,12 +49,8 @@ warnings.filterwarnings("ignore", module=r"pydicom\.")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
-class DicomError(ChestError):
-    """A DICOM file or series that cannot be used; ``problem`` says why."""
-
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        super().__init__(str(problem))
+class DicomError(FileError):
+    """A DICOM file or series that cannot be used."""
 
 
 @dataclass(frozen=True)

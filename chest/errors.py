@@ -1,5 +1,6 @@
 """Errors that a user can cause, and the one way in which a script ends on them."""
 
+import copyreg
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -12,6 +13,10 @@ from chest.running import Interrupted, alone, ending_on_signals
 
 class ChestError(Exception):
     """Base of every error that input, parameters or surroundings can cause."""
+
+    def __reduce__(self) -> tuple:
+        """So that it comes whole out of another process, whatever its class is made from."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)
 
 
 class ParameterError(ChestError):
@@ -34,6 +39,14 @@ class Problem:
             f"    expected: {printable(self.expected)}\n"
             f"    to do:    {printable(self.remedy)}"
         )
+
+
+class FileError(ChestError):
+    """A file that cannot be used; ``problem`` says why."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        super().__init__(str(problem))
 
 
 class InputError(ChestError):

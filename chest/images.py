@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from chest.errors import ChestError, Problem
+from chest.errors import FileError, Problem
 from chest.parallel import map_in_processes
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -19,12 +19,8 @@ FORMATS = ("PNG", "JPEG")
 BATCH = 8  # pictures that a process decodes at a time: handed over singly they take a tenth longer
 
 
-class ImageError(ChestError):
-    """A picture that cannot be used; ``problem`` says why."""
-
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        super().__init__(str(problem))
+class ImageError(FileError):
+    """A picture that cannot be used."""
 
 
 @dataclass(frozen=True)

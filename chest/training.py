@@ -138,9 +138,9 @@ class Run:
     """How far a training is: with the model's weights all that the rest of it depends on.
 
     ``sampler`` draws batches and augmentation; ``drew`` is its state when the epoch began. ``step``
-    steps of ``epoch`` (from 1) are done, with ``losses``, float32 (steps of an epoch,), the last at
-    the learning rate ``rate``. ``best`` is the highest (UAR, -loss) on the validation split so far,
-    reached in ``best_epoch`` with the weights ``kept``.
+    steps of ``epoch`` (from 1) are done, with ``losses``, float32 (steps of an epoch,), over the
+    batches of all processes, the last at the learning rate ``rate``. ``best`` is the highest (UAR,
+    -loss) on the validation split so far, reached in ``best_epoch`` with the weights ``kept``.
     """
 
     optimizer: torch.optim.Optimizer
@@ -187,9 +187,9 @@ def train(
         model.compile(mode=settings.compile)
     parallel, optimizer = accelerator.prepare(model, run.optimizer)
 
-    def save(losses: torch.Tensor) -> str:
+    def save() -> str:
         if states is not None and accelerator.is_main_process:
-            keep(task, run, losses, states)
+            keep(task, run, states)
         return f"the next run goes on after step {run.done} of {plan.total}"
 
     if accelerator.is_main_process and run.done:
@@ -203,7 +203,7 @@ def train(
         try:
             score = validate(task)
         except Interrupted as end:
-            raise Interrupted(end.signal, save(run.losses)) from None
+            raise Interrupted(end.signal, save()) from None
         finish_epoch(task, run, score)
         if accelerator.is_main_process:
             log(run.curve[-1])
@@ -226,14 +226,14 @@ def train_epoch(
     parallel: nn.Module,
     optimizer,
     drawn: np.ndarray,
-    save: Callable[[torch.Tensor], str],
+    save: Callable[[], str],
 ) -> None:
     """The epoch's optimizer steps that are not done: one for each batch of rows in `drawn`.
 
     `drawn` is int64 (steps, batch size); `parallel` and `optimizer` are as accelerate prepared
     them. Each process takes its part of each batch; the gradients are those of the whole batch. No
     step waits for the device: images, targets and augmentation are there before the first one.
-    `save` keeps the state with the losses that it gets, and returns what to say of it.
+    `save` keeps the state, and returns what to say of it.
     """
     accelerator, settings = task.accelerator, task.settings
     device, main = accelerator.device, accelerator.is_main_process
@@ -259,13 +259,13 @@ def train_epoch(
             optimizer.step()
             optimizer.zero_grad()
             run.schedule.step()
-            run.losses[i] = loss.detach()
+            run.losses[i] = accelerator.reduce(loss.detach(), "mean")
             run.step = i + 1
             # The others follow the main process: where it ends, their exchange with it fails.
             if main and asked():
-                raise Interrupted(asked(), save(run.losses))
+                raise Interrupted(asked(), save())
             if run.done % settings.save_every == 0:
-                save(accelerator.reduce(run.losses.clone(), "mean"))
+                save()
 
 
 def draw_epoch_changes(
@@ -296,7 +296,7 @@ def refusing_large_batches(task: Task, asked: Callable[[], int]) -> Iterator[Non
 
 def finish_epoch(task: Task, run: Run, score: dict[str, float]) -> None:
     """Note the epoch's row of the curve and, if it is the best, its weights; begin the next."""
-    loss = task.accelerator.reduce(run.losses.mean(), "mean").item()
+    loss = run.losses.mean().item()
     if not np.isfinite([loss, score["val_loss"]]).all():
         raise ParameterError(
             f"finetune_siglip.lr: {task.settings.lr}, but the loss is no number in epoch"
@@ -313,12 +313,8 @@ def finish_epoch(task: Task, run: Run, score: dict[str, float]) -> None:
 # --- Going on after an end -------------------------------------------------------------------
 
 
-def keep(task: Task, run: Run, losses: torch.Tensor, states: States) -> None:
-    """Keep the training's state, with the `losses` of the epoch's steps.
-
-    Of several processes these are the means, but where a signal ended the run: then they are the
-    main one's. All else is the same in each.
-    """
+def keep(task: Task, run: Run, states: States) -> None:
+    """Keep the training's state, which is the same in every process."""
     optimizer = run.optimizer.state_dict()
     tensors = {f"model.{name}": x for name, x in task.model.state_dict().items()}
     tensors |= {f"kept.{name}": x for name, x in run.kept.items()}
@@ -327,7 +323,7 @@ def keep(task: Task, run: Run, losses: torch.Tensor, states: States) -> None:
         for i, own in optimizer["state"].items()
         for name, x in own.items()
     }
-    tensors |= {"sampler": run.drew, "losses": losses, "cpu": torch.get_rng_state()}
+    tensors |= {"sampler": run.drew, "losses": run.losses, "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state(task.accelerator.device)
     values = {name: getattr(run, name) for name in VALUES}

@@ -14,7 +14,7 @@ import numpy as np
 from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 
-from chest.errors import ChestError, Problem
+from chest.errors import FileError, Problem
 
 # What nibabel would say of a bad header goes into one message of ours.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -27,12 +27,8 @@ CHUNK = 256 * 1024  # bytes that are inflated at a time for their checksum alone
 NIFTI2_SIZES = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # of the header, 540, in both byte orders
 
 
-class VolumeError(ChestError):
-    """A volume from which no slice can be cut; ``problem`` says why."""
-
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        super().__init__(str(problem))
+class VolumeError(FileError):
+    """A volume from which no slice can be cut."""
 
 
 @dataclass(frozen=True)

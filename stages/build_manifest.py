@@ -14,7 +14,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -152,7 +151,7 @@ def array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
 def row_of(item: Item, grey: Grey) -> dict:
     """The image's row of the manifest."""
     size = {"width": grey.width, "height": grey.height, "pixel_hash": grey.pixel_hash}
-    return asdict(item) | {"path": item.path.as_posix()} | size
+    return vars(item) | {"path": item.path.as_posix()} | size
 
 
 def contradictions(manifest: pd.DataFrame) -> list[Problem]:

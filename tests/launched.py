@@ -47,7 +47,7 @@ def main(checkpoint: str, output: str) -> None:
     losses, finish = [], training.finish_epoch
 
     def note(task, run, score):
-        losses.extend(accelerator.reduce(run.losses.clone(), "mean").tolist())
+        losses.extend(run.losses.tolist())
         finish(task, run, score)
 
     training.finish_epoch = note

@@ -9,9 +9,14 @@ What it finds goes into tests/corpus.py by name.
 """
 
 import gzip
+import io
 import json
 import os
+import tarfile
+import tempfile
+import zipfile
 from datetime import timedelta
+from pathlib import Path
 
 import corpus
 import nibabel as nib
@@ -25,6 +30,7 @@ from test_dicom import GREY as STORED
 from test_dicom import make
 
 from chest import predictions
+from chest.archives import KINDS, ArchiveError, archive_kind, find_damage, read_contents, unpack
 from chest.collections import slice_table, xray_table
 from chest.dicom import DicomError, read_ct, read_header
 from chest.errors import InputError, ParameterError
@@ -242,6 +248,66 @@ def test_dicom_files(folder, dicom, data):
             names(error, path)
         else:
             assert read is read_header or (found.ndim == 2 and np.isfinite(found).all())
+
+
+# --- Archives --------------------------------------------------------------------------------
+
+MEMBERS = {
+    "studies/CT-0/a.nii": corpus.nifti(),
+    "b.csv": b"a,b\n1,2\n",
+    "c/d e.png": corpus.plain(),
+}
+
+
+def archived(kind):
+    """MEMBERS in an archive of this kind."""
+    file = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in MEMBERS.items():
+                archive.writestr(name, content)
+        return file.getvalue()
+    with tarfile.open(fileobj=file, mode=f"w:{kind}") as archive:
+        for name, content in MEMBERS.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def judge_archive(path):
+    """What `path` unpacks to, {name: bytes}, if it is not refused; None where it is."""
+    try:
+        contents = read_contents(path)
+        if contents.problems or find_damage(path, contents.members):
+            return None
+        with tempfile.TemporaryDirectory(dir=path.parent) as above:
+            into = Path(above) / "into"
+            unpack(path, contents.members, "", into)
+            files = {file for file in Path(above).rglob("*") if file.is_file()}
+            assert all(file.is_relative_to(into) and not file.is_symlink() for file in files)
+            assert len(files) == len(contents.members)
+            return {str(file.relative_to(into)): file.read_bytes() for file in files}
+    except ArchiveError as error:
+        names(error, path)
+        return None
+
+
+@fuzz(2)
+@given(content=changed([archived(kind) for kind in ("zip", "", "gz", "bz2", "xz")], [b"../", b"/"]))
+def test_archives(folder, content):
+    path = folder / "a.archive"
+    path.write_bytes(content)
+    if archive_kind(path) in KINDS:
+        judge_archive(path)
+
+
+@fuzz(2)
+@given(pair=of_another_bit([archived(kind) for kind in ("zip", "gz", "bz2", "xz")]))
+def test_no_bit_of_an_archive_changes_a_file(folder, pair):
+    whole, other = judge_both(judge_archive, folder, ".archive", pair)
+    assert whole == MEMBERS
+    assert other is None or sorted(other.values()) == sorted(whole.values())
 
 
 # --- Tables ----------------------------------------------------------------------------------

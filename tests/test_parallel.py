@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from chest.errors import ChestError
+from chest.errors import ChestError, InputError, Problem
+from chest.images import ImageError
 from chest.parallel import map_in_processes
 
 
@@ -33,6 +34,29 @@ def test_an_error_is_that_of_the_function(processes):
         list(map_in_processes(fails_at_seven, range(30), processes))
     assert error.value.filename == "a.png"
     assert not multiprocessing.active_children()
+
+
+BAD = Problem("a.png", "nothing", "a picture", "fetch it")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImageError(BAD),
+        InputError([BAD, BAD], "more"),
+        ChestError("too little"),
+        OSError(28, "full"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_comes_whole_out_of_its_process(error):
+    def fail(_thing):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        list(map_in_processes(fail, range(30), 2))
+    assert str(raised.value) == str(error)
+    assert vars(raised.value) == vars(error)
 
 
 def test_a_process_that_is_killed_is_told():

@@ -1,8 +1,14 @@
 """Work shared by `accelerate launch`: two processes on the CPU give what one gives."""
 
 import json
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,14 +17,19 @@ from support import ROOT, run_in
 from test_ends import contents, undisturbed, zygote  # noqa: F401
 
 
-def launch(folder, *script):
-    """Run a script in two processes; on a machine without GPUs they run on the CPU."""
+def launching(*script):
+    """The command that runs a script in two processes; without GPUs they run on the CPU."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    run_in(folder, "env", "OMP_NUM_THREADS=1", "accelerate", "launch", "--multi_gpu",
-           "--num_processes", "2", "--num_machines", "1", "--main_process_port", port,
-           "--mixed_precision", "no", "--dynamo_backend", "no", *script)  # fmt: skip
+    return ["env", "OMP_NUM_THREADS=1", "accelerate", "launch", "--multi_gpu", "--num_processes",
+            "2", "--num_machines", "1", "--main_process_port", port, "--mixed_precision", "no",
+            "--dynamo_backend", "no", *script]  # fmt: skip
+
+
+def launch(folder, *script):
+    """Run a script in two processes."""
+    run_in(folder, *launching(*script))
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +50,43 @@ def test_zero_shot_files_are_those_of_one_process(undisturbed, shared, stage):  
     assert not (shared / ".resume" / stage).exists()
 
 
-def test_training_is_that_of_one_process(undisturbed, shared):  # noqa: F811
-    curves = []
+@pytest.fixture(scope="module")
+def trained(shared):
+    """What two processes write that train together."""
     launch(shared, "stages/finetune_siglip.py")
+    return contents(shared, "finetune_siglip")
+
+
+def test_training_is_that_of_one_process(undisturbed, shared, trained):  # noqa: F811
+    curves = []
     for folder in (undisturbed.folder, shared):
         curves.append(pd.read_csv(folder / "data/training/finetune_siglip.csv"))
     np.testing.assert_allclose(*curves, atol=1e-4)
-    assert set(contents(shared, "finetune_siglip")) == set(undisturbed.written["finetune_siglip"])
+    assert set(trained) == set(undisturbed.written["finetune_siglip"])
+
+
+@pytest.mark.parametrize("struck", ["one process", "the launcher"])
+def test_a_struck_training_goes_on_in_both_processes(shared, trained, struck):
+    states, lock = shared / ".resume/finetune_siglip", shared / ".resume/finetune_siglip.lock"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with subprocess.Popen(
+        launching("stages/finetune_siglip.py"), cwd=shared, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={**os.environ, "PATH": path, "PYTHONPATH": str(shared)},
+    ) as run:  # fmt: skip
+        while not any(states.glob("step-*")):
+            assert run.poll() is None, run.stdout.read()
+            time.sleep(0.01)
+        if struck == "one process":
+            os.kill(int(lock.read_text()), signal.SIGKILL)
+        else:
+            run.send_signal(signal.SIGTERM)
+        printed, _ = run.communicate(timeout=60)
+        assert run.returncode not in (0, None), printed
+    assert contents(shared, "finetune_siglip") == trained
+    printed = run_in(shared, "sh", "-c", '"$@" 2>&1', "sh", *launching("stages/finetune_siglip.py"))
+    assert printed.count("Going on after step") == 1
+    assert contents(shared, "finetune_siglip") == trained
+    assert not states.exists()
 
 
 def test_every_steps_loss_is_that_of_one_process(checkpoints, tmp_path):

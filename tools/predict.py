@@ -29,8 +29,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Literal
 
@@ -40,14 +41,15 @@ from PIL import Image
 
 from chest import commands, dicom, predictions
 from chest.collections import LITTER, VOLUME_ENDINGS
-from chest.errors import ChestError, Problem, printable, refuse, run
+from chest.errors import ChestError, FileError, Problem, printable, refuse, run
 from chest.files import replacing
-from chest.images import ENDINGS, ImageError, read_grey, resize_grey
+from chest.images import ENDINGS, read_grey, resize_grey
 from chest.labels import LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES, UNPARSED
+from chest.parallel import map_in_processes
 from chest.params import Params, load_params
-from chest.progress import progress, workers
+from chest.progress import progress
 from chest.systems import SYSTEM_NAMES
-from chest.volumes import VolumeError, cut_axial_slice, slice_index, to_grey
+from chest.volumes import cut_axial_slice, slice_index, to_grey
 
 NOTICE = "Research on public data: no diagnosis, no medical device, not to be used on patients."
 RANDOM = "The weights began as random ones: the answers say nothing about real lungs."
@@ -299,18 +301,27 @@ def decode(
     """
     side = params.image_size
     images = np.memmap(file, np.uint8, "w+", shape=(max(1, len(found)), side, side))
-    with ThreadPoolExecutor(workers()) as pool:
-        reading = pool.map(lambda i: read(found[i], images[i], params, problems), range(len(found)))
-        return images, list(progress(reading, "images", len(found)))
+    items: list[Found | None] = []
+    with closing(map_in_processes(partial(read, params=params), found)) as reading:
+        for row, result in zip(images, progress(reading, "images", len(found)), strict=False):
+            if isinstance(result, Problem):
+                problems.append(result)
+                items.append(None)
+            else:
+                item, row[:] = result
+                items.append(item)
+    return images, items
 
 
-def read(item: Found, row: np.ndarray, params: Params, problems: list[Problem]) -> Found | None:
-    """Write the picture of `item` into `row`, (side, side), as the pipeline would."""
-    side, normalize = row.shape[0], params.slices.normalize
+def read(item: Found, params: Params) -> tuple[Found, np.ndarray] | Problem:
+    """`item`, with the place of the slice, and its picture, uint8 (side, side), as the pipeline's.
+
+    A Problem where there is none.
+    """
+    side, normalize = params.image_size, params.slices.normalize
     try:
         if item.kind == "picture":
-            row[:] = read_grey(item.path, side).pixels
-            return item
+            return item, read_grey(item.path, side).pixels
         if item.kind == "volume":
             cut = cut_axial_slice(item.path, params.slices.position, params.slices.verify)
             item = replace(item, index=cut.index, count=cut.count)
@@ -319,16 +330,14 @@ def read(item: Found, row: np.ndarray, params: Params, problems: list[Problem]) 
             grey = to_grey(dicom.read_ct(item.path), normalize)
         else:
             grey = dicom.read_xray(item.path)
-        row[:] = resize_grey(Image.fromarray(grey), side)
+        return item, resize_grey(Image.fromarray(grey), side)
     except (ChestError, ValueError) as error:
-        problems.append(problem_of(item.path, error))
-        return None
-    return item
+        return problem_of(item.path, error)
 
 
 def problem_of(path: str | Path, error: Exception) -> Problem:
     """What kept the file `path` from being read."""
-    if isinstance(error, ImageError | VolumeError | dicom.DicomError):
+    if isinstance(error, FileError):
         return error.problem
     if isinstance(error, OSError):
         return Problem(path, error.strerror or str(error), KINDS, "correct the path, or its rights")
