@@ -10,6 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from chest.errors import InputError, Problem
+from chest.running import deferring_signals
+
+_waiting: list[Path] | None = None  # what is written already, where all is to appear at once
 
 
 @contextmanager
@@ -17,25 +20,63 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or folder to; on success it takes `path`'s place.
 
     It is on the disk before it takes the place. Where the block raises, the unfinished file or
-    folder is removed and `path` stays as it was.
+    folder is removed and `path` stays as it was. Within `together` it takes the place later.
     """
     path = Path(path)
+    path = path.resolve() if path.is_dir() else path  # behind a link; one to a file is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
-    # What a killed run left: something unfinished, and a folder that was making room for another.
-    remove(partial)
-    if old.exists() and not path.exists():
-        os.replace(old, path)
-    remove(old)
+    _clear(path)  # what a killed run left
+    waits = False
     try:
-        yield partial
-        flush(partial)
-        if path.is_dir() and not path.is_symlink():
-            os.replace(path, old)  # a folder cannot be replaced by another one in one step
-        os.replace(partial, path)
-        remove(old)
+        yield _partial(path)
+        flush(_partial(path))
+        if _waiting is None:
+            _place(path)
+        else:
+            _waiting.append(path)
+            waits = True
     finally:
-        remove(partial)
+        if not waits:
+            _clear(path)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All that is written in this block takes its place when it ends; where it raises, nothing."""
+    global _waiting
+    _waiting = waiting = []
+    try:
+        yield
+        with deferring_signals():
+            for path in waiting:
+                _place(path)
+    finally:
+        _waiting = None
+        for path in waiting:
+            _clear(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _place(path: Path) -> None:
+    """Put what was written beside `path` into its place."""
+    if _partial(path).is_dir() and (path.is_dir() or path.is_symlink()):
+        os.replace(path, _old(path))  # a folder cannot be replaced by another one in one step
+    os.replace(_partial(path), path)
+
+
+def _clear(path: Path) -> None:
+    """Remove what is unfinished, and put a folder back that made room for one that never came."""
+    remove(_partial(path))
+    if os.path.lexists(_old(path)) and not os.path.lexists(path):
+        os.replace(_old(path), path)
+    remove(_old(path))
 
 
 def flush(path: Path) -> None:

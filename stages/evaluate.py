@@ -34,7 +34,7 @@ from chest import audit, card, charts, predictions, scores
 from chest.calibration import reliability
 from chest.dataset import Dataset, read_dataset
 from chest.errors import InputError, Problem, run_stage
-from chest.files import replacing, write_json, write_table, write_text
+from chest.files import replacing, together, write_json, write_table, write_text
 from chest.intervals import intervals
 from chest.labels import LABELS, SPLITS
 from chest.metrics import rounded
@@ -53,6 +53,7 @@ NOTES = {
 }
 
 
+@together()
 def main() -> None:
     params = load_params()
     data = read_dataset()

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from support import failure, load_script, run_stage, write_params
 
-from chest import audit, predictions
+from chest import audit, charts, predictions
 from chest.dataset import MANIFEST_COLUMNS
 from chest.intervals import intervals
 from chest.labels import LABELS
@@ -46,14 +46,18 @@ def write(system, table, folder=predictions.FOLDER):
     predictions.write(system, table, {**record, "n": len(table)}, folder)
 
 
-def make_answers(folder):
-    """Made answers of all systems in `folder`, the working directory; one answered all images."""
+def make_answers(folder, lacking=None):
+    """Made answers of all systems in `folder`, the working directory; one answered all images.
+
+    The test split has no X-ray of the class `lacking`.
+    """
     write_params(folder)
     ids = [f"image-{i:03}" for i in range(N)]
     split = np.resize(["train", "test", "val", "test", "train"], N)
     label = np.resize(LABELS, N)
     # COVID-19 on CT, tuberculosis on X-ray, normal on both.
     xray = (label == "tuberculosis") | ((label == "normal") & (np.arange(N) % 2 == 0))
+    split = np.where(xray & (label == lacking), "train", split)
     table = pd.DataFrame("x", index=range(N), columns=list(MANIFEST_COLUMNS))
     table = table.assign(
         image_id=ids, label=label, modality=np.where(xray, "xray", "ct"),
@@ -106,6 +110,34 @@ def done(made, monkeypatch):
     """A working directory in which made answers were evaluated; to be read only."""
     monkeypatch.chdir(made)
     return made
+
+
+@pytest.mark.parametrize("label", ["normal", "tuberculosis"])
+def test_a_test_split_that_lacks_a_group_is_scored_all_the_same(tmp_path, monkeypatch, label):
+    monkeypatch.chdir(tmp_path)
+    make_answers(tmp_path, lacking=label)
+    run_stage("evaluate")
+    assert "triage" not in metrics("ranking")["finetune_siglip"]
+    assert "at a specificity of" not in Path("metrics/model_card.md").read_text()
+
+
+def test_where_a_chart_cannot_be_drawn_nothing_is_replaced(made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    before = {path: path.read_bytes() for path in Path().rglob("*.*") if path.is_file()}
+    path = predictions.path_of("zeroshot_siglip")
+    table = pd.read_csv(path)
+    write("zeroshot_siglip", table[table["split"] == "test"])
+    changed = {file: file.read_bytes() for file in (path, path.with_suffix(".json"))}
+    monkeypatch.setattr(charts, "draw_training", full_disk)
+    with pytest.raises(SystemExit):
+        run_stage("evaluate")
+    after = {path: path.read_bytes() for path in Path().rglob("*.*") if path.is_file()}
+    assert after == before | changed
+
+
+def full_disk(*_):
+    raise OSError(28, "full")
 
 
 def metrics(name="test"):

@@ -1,10 +1,14 @@
 """An output appears whole or not at all."""
 
+import os
+import signal
+
 import pandas as pd
 import pytest
 
 from chest.errors import InputError, Problem, printable, refuse, run
-from chest.files import read_table, replacing, write_json, write_table
+from chest.files import read_table, replacing, together, write_json, write_table, write_text
+from chest.running import Interrupted
 
 
 def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path):
@@ -57,6 +61,80 @@ def test_a_folder_that_was_making_room_when_the_run_was_killed_is_put_back(tmp_p
     with replacing(tmp_path / "a") as partial:
         partial.mkdir()
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
+@pytest.mark.parametrize("error", [Interrupted(15), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("struck", [1, 2])
+def test_a_folder_struck_while_it_is_replaced_is_the_old_or_the_new(
+    tmp_path, monkeypatch, error, struck
+):
+    folder = tmp_path / "a"
+    with replacing(folder) as partial:
+        partial.mkdir()
+        (partial / "old").write_text("")
+    done, replace = [], os.replace
+
+    def strike(source, target):
+        done.append(source)
+        if len(done) == struck:
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", strike)
+    with pytest.raises(type(error)), replacing(folder) as partial:
+        partial.mkdir()
+        (partial / "new").write_text("")
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
+
+
+def test_a_folder_behind_a_link_is_replaced_there(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old").write_text("")
+    (tmp_path / "a").symlink_to("disk")
+    (tmp_path / "b").symlink_to("nowhere")
+    for name in ("a", "b"):
+        with replacing(tmp_path / name) as partial:
+            partial.mkdir()
+            (partial / "new").write_text("")
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert found == ["a", "b", "b/new", "disk", "disk/new"]
+    assert (tmp_path / "a").is_symlink()
+
+
+def write_both(folder, content):
+    write_text(folder / "a.csv", content)
+    with replacing(folder / "b") as partial:
+        partial.mkdir()
+        (partial / "c.csv").write_text(content)
+
+
+def test_what_is_written_together_appears_together(tmp_path):
+    with together():
+        write_both(tmp_path, "old")
+        assert not (tmp_path / "a.csv").exists()
+    with pytest.raises(OSError, match="full"), together():
+        write_both(tmp_path, "new")
+        raise OSError(28, "full")
+    files = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*.csv")}
+    assert files == {"a.csv": "old", "b/c.csv": "old"}
+    write_both(tmp_path, "new")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b/c.csv").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b"]
+
+
+def test_a_signal_waits_until_all_have_their_place(tmp_path, monkeypatch):
+    replace, done = os.replace, []
+
+    def strike(source, target):
+        if not done:
+            os.kill(os.getpid(), signal.SIGINT)
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", strike)
+    with pytest.raises(Interrupted), together():
+        write_both(tmp_path, "new")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b/c.csv").read_text() == "new"
 
 
 def test_numbers_that_are_none_do_not_get_into_json(tmp_path):

@@ -53,6 +53,7 @@ def test_the_deps_of_a_stage_are_what_it_imports(pipeline, name):
     folder = (ROOT / pipeline).parent
     deps = [(folder / dep).resolve() for dep in stage["deps"] if "${" not in dep]
     code = {path.relative_to(ROOT).as_posix() for path in deps if path.suffix == ".py"}
+    assert len(deps) == len(set(deps))
     script = folder / stage["cmd"].removeprefix("python ")
     assert code == {script.relative_to(ROOT).as_posix(), *modules_of(script)}
 
@@ -223,6 +224,33 @@ def test_a_learning_rate_from_the_command_line_arrives_as_a_number(reproduced):
     assert "lr: 1e-05" in (reproduced / "params.yaml").read_text()
     assert load_params(reproduced / "params.yaml").study.finetune_siglip.lr == 1e-5
     run_in(reproduced, "git", "checkout", "--quiet", "--force", ".")
+
+
+@pytest.mark.parametrize(
+    ("stage", "damaged"),
+    [("evaluate", "data/predictions/zeroshot_siglip.csv"), ("audit", "data/split.csv")],
+)
+def test_what_a_refused_stage_had_written_is_still_there(reproduced, stage, damaged):
+    outs = [
+        out if isinstance(out, str) else next(iter(out))
+        for kind in ("outs", "metrics")
+        for out in stages("dvc.yaml")[stage].get(kind, [])
+    ]
+    before = {path: path.read_bytes() for path in files_of(reproduced, outs)}
+    path = reproduced / damaged
+    content = path.read_text()
+    path.unlink()  # DVC may have made it a link into its cache
+    path.write_text(content.rsplit("\n", 2)[0] + "\n")
+    assert "ERROR" in run_in(reproduced, "dvc", "repro", "--single-item", stage, fails=True)
+    # DVC removes what it can bring back; what it cannot, the stage keeps.
+    run_in(reproduced, "dvc", "checkout", "--force")
+    assert {path: path.read_bytes() for path in files_of(reproduced, outs)} == before
+    assert run_in(reproduced, "git", "status", "--porcelain").strip() == ""
+
+
+def files_of(folder, outs):
+    paths = [folder / out for out in outs]
+    return sorted({file for path in paths for file in (path, *path.rglob("*")) if file.is_file()})
 
 
 def test_a_parameter_that_cannot_be_is_refused(reproduced):
