@@ -1,4 +1,4 @@
-"""The same bytes wherever and however the data stages and `evaluate` run (docs/determinism.md)."""
+"""The same bytes wherever and however the stages run (docs/determinism.md)."""
 
 import hashlib
 import os
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from support import ROOT, write_params
+from test_ends import SMALL
 from test_evaluate import make_answers
 
+MODEL_STAGES = ("zeroshot_qwen", "zeroshot_siglip", "finetune_siglip", "probe_shortcuts")
 DATA_STAGES = ("extract_slices", "build_manifest", "split", "audit", "floors")
 # Runs stages in the working directory. Folders are listed in order or against it, and as many
 # workers share the work as are given.
@@ -47,6 +49,7 @@ CHILD = """if True:
         sys.argv = [script]
         runpy.run_path(script, run_name="__main__")
 """
+NO_RESULT = {"raw", "checkpoints", ".resume", "live"}
 PLAIN = {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "TZ": "UTC"}
 # A locale without UTF-8, as far as there is one everywhere.
 STRANGE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONHASHSEED": "random",
@@ -68,18 +71,18 @@ def written(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and not {"raw", ".resume"} & {*path.relative_to(folder).parts}
+        if path.is_file() and not NO_RESULT & {*path.relative_to(folder).parts}
     }
 
 
-def twice(plain: Path, strange: Path, stages: tuple[str, ...]) -> dict[str, str]:
+def twice(plain: Path, strange: Path, stages: tuple[str, ...], **same: str) -> dict[str, str]:
     """Run `stages` in both folders, in surroundings as unlike as can be; what they wrote is alike.
 
-    Returns {file: SHA-256}.
+    `same`: what of the environment is the same for both. Returns {file: SHA-256}.
     """
     runs = [
-        start(plain, stages, PLAIN, "sorted", "1", "022"),
-        start(strange, stages, STRANGE, "reversed", "3", "077"),
+        start(plain, stages, PLAIN | same, "sorted", "1", "022"),
+        start(strange, stages, STRANGE | same, "reversed", "3", "077"),
     ]
     for run in runs:
         _, told = run.communicate()
@@ -107,6 +110,20 @@ def test_the_data_stages_give_the_same_bytes_in_other_surroundings(phantoms, fol
             "data/audit/near_duplicates.csv",
             "data/predictions/floor_site.csv"} <= set(names)  # fmt: skip
     assert any(name.startswith("data/slices/study_") for name in names)
+
+
+def test_the_stages_with_models_give_the_same_bytes_in_other_surroundings(
+    phantoms, checkpoints, folders
+):
+    for folder in folders:
+        shutil.copytree(phantoms, folder / "data/raw/phantom")
+        shutil.copytree(checkpoints, folder / "data/checkpoints/phantom")
+        write_params(folder, **SMALL)
+    names = twice(*folders, (*DATA_STAGES[:3], *MODEL_STAGES), OMP_NUM_THREADS="1")
+    for stage in MODEL_STAGES[:3]:
+        assert {f"data/predictions/{stage}.csv", f"data/predictions/{stage}.json"} <= set(names)
+    assert {"models/finetune_siglip/model.safetensors", "data/training/finetune_siglip.csv",
+            "data/predictions/probes/border_only.csv"} <= set(names)  # fmt: skip
 
 
 def test_metrics_and_charts_are_the_same_bytes_in_other_surroundings(folders, monkeypatch):

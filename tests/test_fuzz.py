@@ -8,14 +8,18 @@ others, as many as CHEST_FUZZ_EXAMPLES says for each reader; 100,000 take some h
 What it finds goes into tests/corpus.py by name.
 """
 
+import faulthandler
+import functools
 import gzip
 import io
 import json
 import os
+import signal
 import tarfile
 import tempfile
+import time
 import zipfile
-from datetime import timedelta
+from contextlib import contextmanager
 from pathlib import Path
 
 import corpus
@@ -43,17 +47,52 @@ from chest.volumes import VolumeError, cut_axial_slice, to_grey
 SOAK = os.environ.get("CHEST_FUZZ_EXAMPLES")
 EXAMPLES = int(SOAK or 150)
 SIDE = 16
+LIMIT = 20  # seconds for an example
 
 
-def fuzz(share=1.0):
-    """Settings of a test that tries `share` of EXAMPLES; each may take long on a busy machine."""
-    return settings(
-        max_examples=max(1, int(EXAMPLES * share)),
-        derandomize=SOAK is None,
-        deadline=timedelta(seconds=20),
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+def fuzz(share=1.0, **strategies):
+    """A test that tries `share` of EXAMPLES, each within LIMIT: machines may be busy."""
+
+    def made(test):
+        @functools.wraps(test)
+        def in_time(*arguments, **drawn):
+            with time_limit():
+                test(*arguments, **drawn)
+
+        return settings(
+            max_examples=max(1, int(EXAMPLES * share)),
+            derandomize=SOAK is None,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )(given(**strategies)(in_time))
+
+    return made
+
+
+class Late(BaseException):
+    """No Exception, of which a reader would make a refusal."""
+
+
+@contextmanager
+def time_limit(seconds=LIMIT):
+    """Break off what takes longer, wherever it hangs in Python; where it does not, end all of it.
+
+    Judged afterwards, as Hypothesis does, what hangs would hang for ever.
+    """
+
+    def late(*_):
+        raise Late(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(3 * seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +161,11 @@ def with_a_field(draw):
     return bytes(content)
 
 
+def test_what_hangs_is_noticed():
+    with pytest.raises(Late, match="not done within"), time_limit(0.05):
+        time.sleep(60)
+
+
 def names(error, path):
     """A refusal says of what."""
     assert path.name in str(error)
@@ -161,16 +205,14 @@ def judge_volume(path, position="center"):
     return cut.pixels
 
 
-@fuzz(2)
-@given(content=st.one_of(changed(PLAIN), with_a_field()), packed=st.booleans(), position=PLACES)
+@fuzz(2, content=st.one_of(changed(PLAIN), with_a_field()), packed=st.booleans(), position=PLACES)
 def test_volumes(folder, content, packed, position):
     path = folder / "a.nii.gz"
     path.write_bytes(gzip.compress(content, 1) if packed else content)
     judge_volume(path, position)
 
 
-@fuzz()
-@given(content=changed(PACKED))
+@fuzz(content=changed(PACKED))
 def test_gzipped_volumes(folder, content):
     path = folder / "a.nii.gz"
     path.write_bytes(content)
@@ -185,8 +227,7 @@ def judge_both(judge, folder, ending, pair):
     return [judge(path) for path in files]
 
 
-@fuzz(2)
-@given(pair=of_another_bit(PACKED))
+@fuzz(2, pair=of_another_bit(PACKED))
 def test_no_bit_of_a_gzipped_volume_changes_its_picture(folder, pair):
     whole, other = judge_both(judge_volume, folder, ".nii.gz", pair)
     assert other is None or np.array_equal(other, whole)
@@ -215,16 +256,14 @@ def judge_picture(path):
     return grey
 
 
-@fuzz(2)
-@given(content=changed([*PNGS, *JPEGS, corpus.several("PNG"), corpus.several("GIF")]))
+@fuzz(2, content=changed([*PNGS, *JPEGS, corpus.several("PNG"), corpus.several("GIF")]))
 def test_pictures(folder, content):
     path = folder / "a.png"
     path.write_bytes(content)
     judge_picture(path)
 
 
-@fuzz(2)
-@given(pair=of_another_bit(PNGS))
+@fuzz(2, pair=of_another_bit(PNGS))
 def test_no_bit_of_a_png_changes_its_picture(folder, pair):
     whole, other = judge_both(judge_picture, folder, ".png", pair)
     assert other is None or other.pixel_hash == whole.pixel_hash
@@ -236,8 +275,7 @@ def dicom(folder):
     return (folder / "whole.dcm").read_bytes()
 
 
-@fuzz()
-@given(data=st.data())
+@fuzz(data=st.data())
 def test_dicom_files(folder, dicom, data):
     path = folder / "a.dcm"
     path.write_bytes(data.draw(changed([dicom])))
@@ -293,8 +331,9 @@ def judge_archive(path):
         return None
 
 
-@fuzz(2)
-@given(content=changed([archived(kind) for kind in ("zip", "", "gz", "bz2", "xz")], [b"../", b"/"]))
+@fuzz(
+    2, content=changed([archived(kind) for kind in ("zip", "", "gz", "bz2", "xz")], [b"../", b"/"])
+)
 def test_archives(folder, content):
     path = folder / "a.archive"
     path.write_bytes(content)
@@ -302,8 +341,7 @@ def test_archives(folder, content):
         judge_archive(path)
 
 
-@fuzz(2)
-@given(pair=of_another_bit([archived(kind) for kind in ("zip", "gz", "bz2", "xz")]))
+@fuzz(2, pair=of_another_bit([archived(kind) for kind in ("zip", "gz", "bz2", "xz")]))
 def test_no_bit_of_an_archive_changes_a_file(folder, pair):
     whole, other = judge_both(judge_archive, folder, ".archive", pair)
     assert whole == MEMBERS
@@ -322,9 +360,8 @@ RADIOGRAPHS = "id,gender,age,county,ptb,remarks\n1000,f,20,Shenxhen,1,PTB\n1001,
 MARKS = [b",", b'"', b"\n", b"\r", b"\0", b"=1", b"\xef\xbb\xbf", b"\xff\xfe", b"../", b"\xe9"]
 
 
-@fuzz(2)
-@given(
-    content=changed([SLICES.encode(), SLICES.encode("iso-8859-1"), SLICES[:300].encode()], MARKS)
+@fuzz(
+    2, content=changed([SLICES.encode(), SLICES.encode("iso-8859-1"), SLICES[:300].encode()], MARKS)
 )
 def test_tables_of_slices(folder, content):
     path, problems = folder / "slices.csv", []
@@ -340,9 +377,8 @@ def test_tables_of_slices(folder, content):
         assert not table["site"].str.match(r"[=+@]|-.|$").any()
 
 
-@fuzz(2)
-@given(
-    content=changed([RADIOGRAPHS.encode()], MARKS), labelling=st.sampled_from(["ptb", "remarks"])
+@fuzz(
+    2, content=changed([RADIOGRAPHS.encode()], MARKS), labelling=st.sampled_from(["ptb", "remarks"])
 )
 def test_tables_of_xrays(folder, content, labelling):
     path, problems = folder / "xrays.csv", []
@@ -355,8 +391,7 @@ def test_tables_of_xrays(folder, content, labelling):
         assert table["site"].isin(["Shenzhen", "Montgomery"]).all()
 
 
-@fuzz(2)
-@given(content=changed([b"a,b,c\n1,2,3\n4,5,6\n"], MARKS))
+@fuzz(2, content=changed([b"a,b,c\n1,2,3\n4,5,6\n"], MARKS))
 def test_tables_of_the_project(folder, content):
     path = folder / "table.csv"
     path.write_bytes(content)
@@ -395,8 +430,7 @@ def answered(tmp_path_factory):
 ANSWERS = [*(label.encode() for label in (*LABELS, UNPARSED)), b"nan", b"0.5", b"1e-6", b"test"]
 
 
-@fuzz(2)
-@given(data=st.data())
+@fuzz(2, data=st.data())
 def test_predictions(answered, data):
     place, whole = answered
     path = predictions.path_of("s", place)
@@ -428,8 +462,7 @@ JSON = st.recursive(
 )
 
 
-@fuzz()
-@given(content=st.one_of(changed([json.dumps(RECORD).encode()]), JSON.map(json.dumps)))
+@fuzz(content=st.one_of(changed([json.dumps(RECORD).encode()]), JSON.map(json.dumps)))
 def test_records(tmp_path_factory, content):
     place = tmp_path_factory.getbasetemp() / "records"
     path = place / predictions.record_path_of("floor_site")
@@ -447,8 +480,7 @@ def test_records(tmp_path_factory, content):
             assert (record["n"], record["by"], type(record["weights"])) == (3, "site", str)
 
 
-@fuzz(2)
-@given(words=st.lists(st.one_of(st.text(max_size=8), st.sampled_from(
+@fuzz(2, words=st.lists(st.one_of(st.text(max_size=8), st.sampled_from(
     ["COVID-19", "covid 19", "normal", "abnormal", "Tuberculosis", "not", ".", "_", "\n"]
 )), max_size=12))  # fmt: skip
 def test_answers_in_words(words):
@@ -490,16 +522,14 @@ def judge_params(path):
     assert abs(params.split.train + params.split.val + params.split.test - 1) < 1e-6
 
 
-@fuzz(0.7)
-@given(data=st.data())
+@fuzz(0.7, data=st.data())
 def test_parameters(folder, published, data):
     path = folder / "params.yaml"
     path.write_bytes(data.draw(changed([published], YAML, most=3)))
     judge_params(path)
 
 
-@fuzz(2)
-@given(content=st.one_of(
+@fuzz(2, content=st.one_of(
     st.binary(max_size=60),
     st.lists(st.one_of(st.sampled_from(YAML), st.binary(max_size=3))).map(b"".join),
 ))  # fmt: skip
