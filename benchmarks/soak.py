@@ -1,6 +1,7 @@
 """Kill, fuzz and load for longer than a test may, and write down what was survived.
 
-Writes  benchmarks/results/soak.json   kills and runs alike, executions of the fuzzer, hours
+Writes  benchmarks/results/soak.json   kills and runs alike, executions of the fuzzer, kinds of bad
+                                       input, hours
 
     python benchmarks/soak.py                     (or: make soak; about an hour on two CPU cores)
     python benchmarks/soak.py --kills 10 --examples 500
@@ -9,6 +10,7 @@ Writes  benchmarks/results/soak.json   kills and runs alike, executions of the f
 import argparse
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -32,25 +34,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # 1. Every stage, killed again and again: whole files alone, and the same bytes in the end.
     printed, hours = pytest("tests/test_ends.py", "-k", "killed", CHEST_KILLS=options.kills)
-    survived, tried = re.search(r"kills survived: (\d+) of (\d+)", printed).groups()
-    content["kills"] = {
-        "each_stage": options.kills, "runs": int(tried), "killed_before_the_end": int(survived),
-        "byte_identical_afterwards": True, "hours": hours,
-    }  # fmt: skip
+    content["kills"] = {"each_stage": options.kills, **read_kills(printed), "hours": hours}
 
     # 2. Made-up input for every reader.
     printed, hours = pytest("tests/test_fuzz.py", "--hypothesis-show-statistics",
                             CHEST_FUZZ_EXAMPLES=options.examples)  # fmt: skip
-    counts = [int(x) + int(y) for x, y in re.findall(
-        r"(\d+) passing, 0 failing, and (\d+) invalid test cases", printed
-    )]  # fmt: skip
-    content["fuzz"] = {"readers": len(counts), "executions": sum(counts), "crashes": 0,
-                       "hours": hours}  # fmt: skip
+    content["fuzz"] = {**read_executions(printed), "crashes": 0, "hours": hours}
 
     # 3. Bad files and poisoned results.
     printed, hours = pytest("tests/test_corpus.py", "tests/test_poisoned.py")
-    content["corpus"] = {"cases": int(re.search(r"(\d+) passed", printed)[1]), "hours": hours}
+    content["corpus"] = {**count_kinds(), "hours": hours}
     write_json(options.into / "soak.json", content)
+
+
+def read_kills(printed: str) -> dict[str, int]:
+    """How many runs were struck, and died, and how many went on to the end with the same bytes."""
+    line = r"kills survived: (\d+) of (\d+), whole runs between: (\d+)"
+    survived, tried, whole = map(int, re.search(line, printed).groups())
+    return {"runs": tried, "killed_before_the_end": survived, "byte_identical_between": whole}
+
+
+def read_executions(printed: str) -> dict[str, int]:
+    """How many readers the fuzzer tried, and how many inputs, from hypothesis' statistics."""
+    line = r"(\d+) passing, 0 failing, and (\d+) invalid test cases"
+    counts = [int(x) + int(y) for x, y in re.findall(line, printed)]
+    return {"readers": len(counts), "executions": sum(counts)}
+
+
+def count_kinds() -> dict[str, int]:
+    """How many kinds of bad and odd input tests/corpus.py lists: refused, or read rightly."""
+    lists = runpy.run_path(str(ROOT / "tests/corpus.py"))
+    cases = [case for name in ("VOLUMES", "PICTURES", "TREES") for case in lists[name]]
+    refused = sum(bool(case.told) for case in cases)
+    return {"kinds": len(cases), "refused": refused, "read": len(cases) - refused}
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:

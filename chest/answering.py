@@ -26,11 +26,13 @@ def answer(
     Where the device's memory does not hold a batch, it and all that follow are halved. Rows that
     `journal` knows are not asked again, and it gets the answers of each batch.
     """
+    batches = list(batches)
     known: dict[int, object] = {}
     if journal:
         # Read by one for all: another process may have added to it before the last one reads.
         read = journal.answers() if accelerator.is_main_process else None
-        known = broadcast_object_list([read])[0]
+        found = broadcast_object_list([read])[0]
+        known = {row: found[row] for batch in batches for row in batch.tolist() if row in found}
     left = [batch[[row not in known for row in batch.tolist()]] for batch in batches]
     left = [batch for batch in left if len(batch)]
     mine = left[accelerator.process_index :: accelerator.num_processes]

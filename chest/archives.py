@@ -8,9 +8,11 @@ the collections hold.
 import bz2
 import gzip
 import lzma
+import math
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -27,7 +29,6 @@ from chest.progress import progress
 
 MIB = 1 << 20
 TAR_OPENERS = {"tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open, "tar": open}
-TAR_MODES = {"tar.gz": "r:gz", "tar.bz2": "r:bz2", "tar.xz": "r:xz", "tar": "r:"}
 KINDS = ("zip", *TAR_OPENERS)
 UNSUPPORTED = ("rar", "7z")
 FIRST_BYTES = {
@@ -45,6 +46,8 @@ EXTENDED_HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
+MAX_HEADERS = 64 * 1024  # bytes of a tar member's headers
+MAX_PATH = 1024  # bytes of a member's path; the longest of the collections have 200
 MAX_PADDING = 16 * MIB  # after a tar's end mark; tar pads to a record, 10 KiB unless told otherwise
 MAX_NAME = 255  # bytes of a file's name on the usual file systems
 
@@ -85,10 +88,14 @@ class Contents:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A member as the archive states it; `fault` says what it is if neither file nor folder."""
+    """A member as the archive states it; `fault` says what it is if neither file nor folder.
+
+    ``taken``: the bytes that it takes unpacked, in a tar with its headers.
+    """
 
     name: str
     size: int
+    taken: int
     folder: bool
     fault: str
     open: Callable[[], IO[bytes]]
@@ -115,9 +122,12 @@ def read_contents(path: Path, limits: Limits = LIMITS) -> Contents:
     problems: list[Problem] = []
     unpacked = 0
     with _refusing_damage(path):
+        excess = _excess(path, _listed(path, limits.members), 0, limits)
+        if excess:
+            return Contents([], [excess])
         for entry in progress(_entries(path), "members"):
             entries.append(entry)
-            unpacked += entry.size
+            unpacked += entry.taken
             excess = _excess(path, len(entries), unpacked, limits)
             if excess:
                 problems.append(excess)
@@ -174,9 +184,37 @@ def _zip_entries(path: Path) -> Iterator[_Entry]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             yield _Entry(
-                info.filename, info.file_size, info.is_dir(), _zip_fault(info),
+                info.filename, info.file_size, info.file_size, info.is_dir(), _zip_fault(info),
                 partial(archive.open, info),
             )  # fmt: skip
+
+
+def _listed(path: Path, most: int) -> int:
+    """How many members a zip's directory lists, counted no further than one beyond `most`.
+
+    zipfile makes objects of all of them at once. What the directory's end states of their number
+    need not be so, and of a tar nothing states it: 0.
+    """
+    if archive_kind(path) != "zip":
+        return 0
+    with path.open("rb") as file:
+        end = zipfile._EndRecData(file)  # as zipfile itself finds it, so that both read the same
+        if not end:
+            raise zipfile.BadZipFile("File is not a zip file")
+        size, at = end[zipfile._ECD_SIZE], end[zipfile._ECD_LOCATION]
+        if end[zipfile._ECD_SIGNATURE] == zipfile.stringEndArchive64:
+            at -= zipfile.sizeEndCentDir64 + zipfile.sizeEndCentDir64Locator
+        count, stop = 0, at
+        file.seek(max(0, stop - size))
+        while count <= most and file.tell() < stop:
+            entry = file.read(zipfile.sizeCentralDir)
+            if len(entry) < zipfile.sizeCentralDir:
+                break  # damaged: zipfile says how
+            file.seek(sum(struct.unpack("<HHH", entry[28:34])), 1)  # name, extra field, comment
+            count += 1
+    if count <= most and size > most * MAX_PATH:
+        raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
+    return count
 
 
 def _zip_fault(info: zipfile.ZipInfo) -> str:
@@ -193,15 +231,44 @@ def _zip_fault(info: zipfile.ZipInfo) -> str:
 
 
 def _tar_entries(path: Path) -> Iterator[_Entry]:
-    with tarfile.open(path, TAR_MODES[archive_kind(path)], tarinfo=_Header) as archive:
-        for info in archive:
+    with (
+        TAR_OPENERS[archive_kind(path)](path, "rb") as file,
+        tarfile.open(fileobj=(stream := _Stream(file)), mode="r:", tarinfo=_Header) as archive,
+    ):
+        done = 0
+        while info := archive.next():
             if info.size < 0:  # an extended header can say so
                 raise tarfile.ReadError(f"{info.name} has a size of {info.size}")
+            if len(info.name) > MAX_PATH:
+                raise tarfile.ReadError(f"a path of {len(info.name):,} characters")
+            # Neither it nor what its headers say is kept, however many there are.
+            archive.members, archive.pax_headers, info.pax_headers = [], {}, {}
+            stream.left = math.inf
+            end = info.offset_data + info.size
             yield _Entry(
-                info.name, info.size, info.isdir(), _tar_fault(info),
+                info.name, info.size, end - done, info.isdir(), _tar_fault(info),
                 partial(archive.extractfile, info),
             )  # fmt: skip
-        _read_padding(archive.fileobj)
+            done, stream.left = end, MAX_HEADERS
+        stream.left = math.inf
+        _read_padding(file)
+
+
+class _Stream:
+    """A tar, unpacked, of which tarfile may read ``left`` bytes more.
+
+    It reads a member's headers and map of holes into memory as a whole, however long they are.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.left = file, MAX_HEADERS
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if self.left < 0:
+            raise tarfile.ReadError(f"headers of more than {MAX_HEADERS // 1024} KiB")
+        return self.file.read(size)
 
 
 def _tar_fault(info: tarfile.TarInfo) -> str:
@@ -223,8 +290,8 @@ class _Header(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from None
-        # tarfile reads an extended header into memory as a whole, and follows a negative size.
-        if header.size < 0 or (header.type in EXTENDED_HEADERS and header.size > MIB):
+        # tarfile follows a negative size.
+        if header.size < 0 or (header.type in EXTENDED_HEADERS and header.size > MAX_HEADERS):
             raise tarfile.ReadError(f"a header with a size of {header.size}")
         return header
 

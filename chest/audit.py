@@ -13,7 +13,6 @@ bits by chance among the 41 million pairs of CT slices of different people in tw
 splits.
 """
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chest.errors import InputError, Problem
-from chest.files import read_table
+from chest.errors import InputError, Problem, refuse
+from chest.files import read_json, read_table
 from chest.labels import SPLITS
 from chest.progress import progress, workers
 from chest.splitting import shared_between_splits
@@ -220,34 +219,73 @@ def _count(tally: np.ndarray) -> dict[str, int]:
     return {name: int((by_splits | found)[name]) for name in COUNTED}
 
 
+def read_audit(labelled: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """What `read_near_duplicates` and `read_counts` read, of the images of `labelled`.
+
+    Raises InputError where it is of others: `labelled` is the manifest with the column split.
+    """
+    pairs, counts = read_near_duplicates(), read_counts()
+    known = labelled.set_index("image_id")[list(DESCRIBED[1:])]
+    problems = []
+    for side in "ab":
+        told = pairs[[f"{column}_{side}" for column in DESCRIBED]].set_index(f"image_id_{side}")
+        other = (told.to_numpy() != known.reindex(told.index).to_numpy()).any(axis=1)
+        if other.any():
+            found = f"another image than in the manifest: {told.index[other][0]!r}"
+            problems.append(
+                Problem(NEAR_DUPLICATES, found, "its images, as they are there", REMEDY)
+            )
+    between = pairs["split_a"] + "_" + pairs["split_b"]
+    listed = between.value_counts()
+    if {*between} - {*SPLIT_PAIRS} or any(n > counts[name] for name, n in listed.items()):
+        found, expected = "other pairs than were counted", f"of {', '.join(SPLIT_PAIRS)}"
+        problems.append(Problem(NEAR_DUPLICATES, found, expected, REMEDY))
+    of_test = int((labelled["split"] == "test").sum())
+    if counts[TWINNED] > of_test:
+        found, expected = f"{TWINNED}: {counts[TWINNED]}", f"at most {of_test}, as the split has"
+        problems.append(Problem(COUNTS, found, expected, REMEDY))
+    refuse(problems)
+    return pairs, counts
+
+
 def read_near_duplicates() -> pd.DataFrame:
     """``data/audit/near_duplicates.csv``: strings, but for the distance, which is a number.
 
-    Raises InputError where the file is missing, has other columns, or a distance is no number.
+    Raises InputError where the file is missing, has other columns, a distance is none, or a pair is
+    there twice.
     """
     table = read_table(NEAR_DUPLICATES, NEAR_COLUMNS)
     try:
-        return table.astype({"distance": np.int64})
+        table = table.astype({"distance": np.int64})
     except ValueError as error:
         raise InputError([Problem(NEAR_DUPLICATES, str(error), "distances", REMEDY)]) from None
+    if not table["distance"].between(0, THRESHOLD).all():
+        expected = f"distances from 0 to {THRESHOLD}"
+        raise InputError([Problem(NEAR_DUPLICATES, "other distances", expected, REMEDY)])
+    if table.duplicated(["image_id_a", "image_id_b"]).any():
+        raise InputError([Problem(NEAR_DUPLICATES, "pairs doubled", "each pair once", REMEDY)])
+    return table
 
 
 def read_counts() -> dict[str, int]:
     """``data/audit/counts.json``: COUNTED and TWINNED, of all pairs, those that are not listed too.
 
-    Raises InputError where the file is missing, or holds anything else.
+    Raises InputError where the file is missing, holds anything else, or contradicts itself.
     """
     names = (*COUNTED, TWINNED)
-    try:
-        counts = json.loads(COUNTS.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError([Problem(COUNTS, str(error), "numbers of pairs", REMEDY)]) from None
+    counts = read_json(COUNTS, "numbers of pairs", REMEDY)
+    if {*counts} != {*names} or not all(type(n) is int and n >= 0 for n in counts.values()):
+        found = ", ".join(counts)[:80] if {*counts} != {*names} else "what is no number"
+        raise InputError([Problem(COUNTS, found, f"numbers: {', '.join(names)}", REMEDY)])
+    pairs, between = counts["pairs"], [counts[name] for name in SPLIT_PAIRS]
+    twinned = counts[TWINNED], counts["train_test"]
     if (
-        not isinstance(counts, dict)
-        or {*counts} != {*names}
-        or not all(type(count) is int and count >= 0 for count in counts.values())
+        pairs != sum(between)
+        or max(counts["other_label"], counts["same_patient"]) > pairs
+        or twinned[0] > twinned[1]
+        or (twinned[0] == 0) != (twinned[1] == 0)
     ):
-        raise InputError([Problem(COUNTS, str(counts), f"numbers: {', '.join(names)}", REMEDY)])
+        raise InputError([Problem(COUNTS, str(counts), "counts that add up", REMEDY)])
     return counts
 
 

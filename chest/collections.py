@@ -30,9 +30,10 @@ MOSMED_SITE = "Municipal Hospitals in Moscow"
 # The county column's own spelling on the left.
 XRAY_SITES = {"Shenxhen": "Shenzhen", "Montgomery": "Montgomery"}
 
+LATIN_TABLE = "meta_data_covid.csv"  # the one published in ISO-8859-1
 # Folder of collection 1, its table, what the table's `COVID-19 Infection` says, our label.
 SLICE_CLASSES = (
-    ("2COVID", "meta_data_covid.csv", "COVID-19", "covid19"),
+    ("2COVID", LATIN_TABLE, "COVID-19", "covid19"),
     ("1NonCOVID", "meta_data_normal.csv", "Normal", "normal"),
 )
 SLICE_COLUMNS = (
@@ -50,6 +51,9 @@ VOLUME_LABELS = {
 }
 VOLUME_ENDINGS = (".nii", ".nii.gz")
 
+UTF8_LETTER = re.compile(  # of two to four bytes
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+)
 MAX_TABLE = 32 * 2**20  # bytes of a csv; the largest published one has 1.8 million
 MAX_TEXT = 500  # characters of a name, a patient's id or a hospital's; the longest have 161
 
@@ -118,7 +122,7 @@ def slice_table(path: Path, infection: str, problems: list[Problem]) -> pd.DataF
     table = _read_csv(path, SLICE_COLUMNS, problems)
     if table is None:
         return None
-    table.index = pd.Index([_name(name) for name in table["File name"]])
+    table.index = pd.Index(table["File name"].tolist())
     for key, found in table.loc[
         table["COVID-19 Infection"] != infection, "COVID-19 Infection"
     ].items():
@@ -246,7 +250,7 @@ def xray_table(
     table = _read_csv(path, XRAY_COLUMNS, problems)
     if table is None:
         return None
-    table.index = pd.Index([_name(key) for key in table["id"]])
+    table.index = pd.Index(table["id"].tolist())
     _refuse_doubled(path, table.index, problems)
     for column, known in (("ptb", {"0", "1"}), ("county", set(XRAY_SITES))):
         for key, found in table.loc[~table[column].isin(known), column].items():
@@ -277,7 +281,10 @@ def _nested(folder: Path, name: str, holds: str, problems: list[Problem]) -> Pat
 
 
 def _read_csv(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> pd.DataFrame | None:
-    """The named columns of a published csv as stripped strings; None where it cannot be used."""
+    """The named columns of a published csv as strings, stripped and in one Unicode form.
+
+    None where it cannot be used.
+    """
     expected = f"a csv file with the columns {', '.join(columns)}"
     try:
         head, *rows = _rows(path)
@@ -299,7 +306,7 @@ def _read_csv(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> 
     if faults:
         return None
     table = pd.DataFrame(rows, columns=head, dtype=str)[list(columns)]
-    table = table.apply(lambda column: column.str.strip())
+    table = table.apply(lambda column: column.str.strip().map(_name))
     for column in set(columns) - {"remarks"}:  # free text, which is passed on to nothing
         _refuse_unprintable(path, table[column], problems)
     return table
@@ -308,8 +315,8 @@ def _read_csv(path: Path, columns: tuple[str, ...], problems: list[Problem]) -> 
 def _rows(path: Path) -> list[list[str]]:
     """The rows of a published csv, its head first, without blank ones.
 
-    The files are UTF-8, but for meta_data_covid.csv, which is ISO-8859-1 and has non-breaking
-    spaces before some values; str.strip() takes them too.
+    The files are UTF-8, but for LATIN_TABLE, which is ISO-8859-1 and has non-breaking spaces before
+    some values; str.strip() takes them too.
     """
     if path.exists() and not path.is_file():
         raise ValueError("no file")
@@ -318,7 +325,11 @@ def _rows(path: Path) -> list[list[str]]:
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        # Any bytes are some text in ISO-8859-1; a table that holds UTF-8 too is a mixture.
+        if path.name != LATIN_TABLE or UTF8_LETTER.search(content):
+            line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+            raise ValueError(f"line {line}: the byte {byte:#x} is no UTF-8") from None
         text = content.decode("iso-8859-1")
     if "\0" in text:
         raise ValueError("NUL bytes")
@@ -446,5 +457,5 @@ def _matched(
 
 
 def _name(text: str) -> str:
-    """A file's name in one Unicode form: file systems and tables differ in it."""
+    """A name in one Unicode form: file systems and tables differ in it."""
     return unicodedata.normalize("NFC", text)

@@ -1,5 +1,6 @@
 """Where and how models run: one device, one precision, one way to share work between processes."""
 
+import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,18 @@ from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file
 
-from chest.errors import ChestError, ParameterError
+from chest.errors import ChestError, ParameterError, printable
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "scikit-learn")
 
 
 class CheckpointError(ChestError):
     """A checkpoint that is missing, incomplete, or of another kind."""
+
+
+def describe(error: Exception) -> str:
+    """A foreign error in one line, with its kind: some say nothing else."""
+    return f"{type(error).__name__}: {printable(' '.join(str(error).split()))}"
 
 
 def start(seed: int) -> Accelerator:
@@ -49,13 +55,32 @@ class Source:
     revision: str
     commit: str | None
 
-    def load(self, load: Callable, **arguments):
-        """`load` (a from_pretrained) with this checkpoint; raises CheckpointError."""
-        revision = self.commit or self.revision
+    def load(self, load: Callable, part: str = "config.json", **arguments):
+        """`load` (a from_pretrained) with this checkpoint; raises CheckpointError.
+
+        `part` says in messages what is loaded.
+        """
+        with self.reading(part):
+            return load(self.checkpoint, revision=self.commit or self.revision, **arguments)
+
+    @contextmanager
+    def reading(self, part: str) -> Iterator[None]:
+        """Turn whatever is raised on this checkpoint's `part` into a CheckpointError.
+
+        But not where memory, of the device too, is what lacks.
+        """
         try:
-            return load(self.checkpoint, revision=revision, **arguments)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            yield
+        except (ChestError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except OSError as error:
             raise CheckpointError(f"checkpoint {self}: {error}") from None
+        except Exception as error:  # bad files raise nearly every kind
+            raise self.unfit(f"its {part} cannot be used ({describe(error)})") from None
+
+    def unfit(self, found: str) -> CheckpointError:
+        """The error that says what was found in a checkpoint that will not do."""
+        return CheckpointError(f"checkpoint {self}: {found}; fetch it again, or name another one")
 
     def load_config(self, kind: type[PreTrainedConfig]) -> PreTrainedConfig:
         """The configuration, as a `kind`; raises CheckpointError where it is another model's.
@@ -64,28 +89,59 @@ class Source:
         file does not name from its defaults.
         """
         content, _ = self.load(PreTrainedConfig.get_config_dict)
-        found = content.get("model_type")
+        with self.reading("config.json"):
+            found = content.get("model_type")
+        if found is None:
+            raise self.unfit("it has no config.json that names the kind of model")
         if found != kind.model_type:
             raise CheckpointError(
-                f"checkpoint {self}: it is a model of the kind {found}, but this stage reads"
-                f" {kind.model_type}"
+                f"checkpoint {self}: it is a model of the kind {printable(found)}, but this stage"
+                f" reads {kind.model_type}"
             )
-        return self.load(kind.from_pretrained)
+        config = self.load(kind.from_pretrained)
+        for settings in (config, *(getattr(config, name) for name in config.sub_configs)):
+            settings.return_dict = True  # whatever the file says: outputs are read by name
+        return config
 
-    def load_model(self, load: Callable, fresh: Sequence[str] = (), **arguments):
-        """As `load`, with all weights from safetensors but `fresh`, which it need not have."""
-        # Another shape is told below: transformers' own error names no weight.
-        arguments |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
-        model, info = self.load(load, output_loading_info=True, **arguments)
+    def load_model(
+        self, load: Callable, fresh: Sequence[str] = (), spare: Sequence[str] = (), **arguments
+    ):
+        """As `load`, with the weights from safetensors: all that the model has, and no others.
+
+        It need not have those of the names `fresh`, and may have others that begin as `spare`.
+        """
+        if self.commit is None:
+            self._check_shards()
+        arguments |= {"part": "weights or config.json", "use_safetensors": True}
+        # First without memory: the sizes in config.json may be any. transformers' own error names
+        # no weight of another shape.
+        hollow = {"device_map": "meta", "ignore_mismatched_sizes": True}
+        model, info = self.load(load, output_loading_info=True, **arguments, **hollow)
+        kind = type(model).__name__
         lacking = sorted(set(info["missing_keys"]) - set(fresh)) + sorted(
             key for key, *_ in info["mismatched_keys"]
         )
         if lacking:
-            raise CheckpointError(
-                f"checkpoint {self}: {len(lacking)} weights of {type(model).__name__} are not in it"
-                f" or have another shape ({', '.join(lacking[:3])})"
+            raise self.unfit(
+                f"{len(lacking)} weights of {kind} are not in it or have another shape"
+                f" ({', '.join(lacking[:3])})"
             )
-        return model
+        foreign = sorted(k for k in info["unexpected_keys"] if not k.startswith(tuple(spare)))
+        if foreign:  # with fewer layers than it was trained with, a model answers otherwise
+            raise self.unfit(
+                f"{len(foreign)} of its weights have no place in the {kind} of its config.json"
+                f" ({printable(', '.join(foreign[:3]))})"
+            )
+        return self.load(load, **arguments)
+
+    def _check_shards(self) -> None:
+        """Raise CheckpointError where a folder's index leads to weights outside the folder."""
+        for path in Path(self.checkpoint).rglob("*.index.json"):
+            with self.reading(path.name):
+                names = set(json.loads(path.read_bytes())["weight_map"].values())
+                outside = sorted(name for name in names if Path(name).name != name)
+            if outside:
+                raise self.unfit(f"{path.name} leads out of the folder ({printable(outside[0])})")
 
     def __str__(self) -> str:
         return f"{self.checkpoint} (revision {self.revision})"
@@ -95,9 +151,13 @@ def find_checkpoint(checkpoint: str, revision: str) -> Source:
     """A folder, or a repository of the Hugging Face hub at the commit that `revision` names now.
 
     The commit is resolved once, so that weights, tokenizer and preprocessor belong together.
-    Raises CheckpointError where there is no such folder, or the hub has no such checkpoint.
+    Raises CheckpointError where there is no such folder, or the hub has no such checkpoint, and
+    OSError where a file of the folder cannot be read.
     """
     if Path(checkpoint).is_dir():
+        for path in Path(checkpoint).iterdir():
+            if path.is_file():  # transformers takes some that it may not read for missing ones
+                path.open("rb").close()
         return Source(checkpoint, revision, None)
     source = Source(checkpoint, revision, None)
     if checkpoint.count("/") != 1 or checkpoint[0] in "./":
@@ -159,9 +219,18 @@ class Normalization:
 
 
 def load_normalization(source: Source) -> Normalization:
-    """The checkpoint's own, from its preprocessor_config.json."""
-    content, _ = source.load(ImageProcessingMixin.get_image_processor_dict)
-    return Normalization(tuple(content["image_mean"]), tuple(content["image_std"]))
+    """The checkpoint's own, from its preprocessor_config.json; raises CheckpointError."""
+    part = "preprocessor_config.json"
+    content, _ = source.load(ImageProcessingMixin.get_image_processor_dict, part)
+    with source.reading(part):
+        given = content["image_mean"], content["image_std"]
+        values = torch.tensor(given, dtype=torch.float32)
+    if values.shape != (2, 3) or not values.isfinite().all() or values[1].min() <= 0:
+        raise source.unfit(
+            f"its {part} has image_mean {given[0]} and image_std {given[1]}, not three finite"
+            " numbers each, the latter above 0"
+        )
+    return Normalization(*(tuple(map(float, numbers)) for numbers in given))
 
 
 def to_pixels(

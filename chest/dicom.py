@@ -3,6 +3,7 @@
 Only the tags below are read, none of which names a person: nothing personal can get out.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pydicom
+from PIL import Image
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+)
 
 from chest.errors import FileError, Problem
 from chest.volumes import to_grey
@@ -248,10 +256,28 @@ def _read_pixels(path: str | Path) -> tuple[pydicom.Dataset, np.ndarray]:
                 path, f"pixels compressed as {syntax.name}", "a compression that can be read here",
                 "decompress it first (with dcmdjpeg or gdcmconv)",
             )  # fmt: skip
+        _check_stream(dataset, syntax)
         pixels = apply_modality_lut(dataset.pixel_array, dataset)
         if not np.isfinite(pixels).all():
             raise ValueError("NaN or infinity")
         return dataset, pixels
+
+
+def _check_stream(dataset: pydicom.Dataset, syntax: UID) -> None:
+    """Raise ValueError where a JPEG is of another size than the tags say.
+
+    pydicom decodes it first, however large it is.
+    """
+    if not syntax.is_encapsulated or syntax == RLELossless:
+        return
+    stream = io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    with Image.open(stream, formats=("JPEG", "JPEG2000")) as image:
+        channels = len(image.getbands())
+        if (*image.size, channels) != (dataset.Columns, dataset.Rows, 1):
+            raise ValueError(
+                f"{image.width} x {image.height} px in {channels} channel{'s' * (channels > 1)}, "
+                f"not {dataset.Columns} x {dataset.Rows} in 1"
+            )
 
 
 def _nearest_axes(orientation: tuple[float, ...]) -> np.ndarray:

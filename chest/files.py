@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from chest.errors import InputError, Problem
 from chest.running import deferring_signals
 
 _waiting: list[Path] | None = None  # what is written already, where all is to appear at once
+
+REMEDY = "run `dvc repro` to make it again"
 
 
 @contextmanager
@@ -44,6 +47,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def together() -> Iterator[None]:
     """All that is written in this block takes its place when it ends; where it raises, nothing."""
     global _waiting
+    if _waiting is not None:  # within another one
+        yield
+        return
     _waiting = waiting = []
     try:
         yield
@@ -112,22 +118,49 @@ def write_json(path: str | Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def require_file(path: str | Path) -> None:
+    """Raise OSError where `path` is no regular file: who reads a pipe may wait without end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
+
+
+def read_json(path: str | Path, expected: str, remedy: str = REMEDY) -> dict:
+    """Read one of the project's own json files, which holds a mapping and no NaN.
+
+    Raises InputError, with what is `expected` and the `remedy`, where it is anything else.
+    """
+    try:
+        require_file(path)
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError([Problem(path, str(error), expected, remedy)]) from None
+    if not isinstance(content, dict):
+        found = f"no mapping, but {type(content).__name__}"
+        raise InputError([Problem(path, found, expected, remedy)])
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name}, which is no number")
+
+
 def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read one of the project's own csv files: every value a string, exactly these columns.
 
     Raises InputError where the file is missing, is no csv, has other columns, or rows of another
     length.
     """
-    remedy = "run `dvc repro` to make it again"
     expected = f"a csv file with the columns {','.join(columns)}"
     try:
+        require_file(path)
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise InputError([Problem(path, str(error), expected, remedy)]) from None
+        raise InputError([Problem(path, str(error), expected, REMEDY)]) from None
     if list(table.columns) != list(columns):
         found = f"the columns {','.join(table.columns)}"
-        raise InputError([Problem(path, found, expected, remedy)])
+        raise InputError([Problem(path, found, expected, REMEDY)])
     # pandas fills what a short row lacks, and takes what is too much for the rows' names.
     if table.isna().any(axis=None) or not isinstance(table.index, pd.RangeIndex):
-        raise InputError([Problem(path, "a row of more or fewer fields", expected, remedy)])
+        raise InputError([Problem(path, "a row of more or fewer fields", expected, REMEDY)])
     return table

@@ -27,9 +27,11 @@ from chest.labels import LABELS
 
 MAX_BYTES = 200_000  # of params.yaml; it has some 10,000
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+# The upper limits are generous: a value beyond them is a slip, and would fill memory or never end.
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=1000)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Images = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class Section(BaseModel):
@@ -63,9 +65,9 @@ class Split(Section):
 
 
 class SiglipPrompts(Section):
-    covid19: Annotated[list[Text], Field(min_length=1)]
-    normal: Annotated[list[Text], Field(min_length=1)]
-    tuberculosis: Annotated[list[Text], Field(min_length=1)]
+    covid19: Texts
+    normal: Texts
+    tuberculosis: Texts
 
 
 class Modality(Section):
@@ -108,20 +110,20 @@ class Prompts(Section):
 
 
 class ExpectedCounts(Section):
-    covid19: Annotated[int, Field(ge=0)]
-    normal: Annotated[int, Field(ge=0)]
-    tuberculosis: Annotated[int, Field(ge=0)]
+    covid19: Images
+    normal: Images
+    tuberculosis: Images
 
 
 class Checkpoint(Section):
     checkpoint: Text  # a folder, or a name on the Hugging Face hub
     revision: Text
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=1, le=65_536)]
 
 
 class ZeroshotQwen(Checkpoint):
     method: Literal["likelihood", "generate"]
-    max_new_tokens: Count
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)]
     images: Literal["test", "all"]
 
 
@@ -138,14 +140,14 @@ class Augment(Section):
 
 class FinetuneSiglip(Checkpoint):
     lr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    epochs: Count
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)]
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
     weight_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
     balance: Literal["none", "class", "class_modality", "logit_adjusted"]
     augment: Augment | None
     calibrate: Literal["none", "temperature"]
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"]
-    save_every: Count
+    save_every: Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Profile(Section):
@@ -217,8 +219,17 @@ for _tag, _form, _begin in (
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), _begin)
 
-# A value in a message, and no more of it: one that names others by aliases can be endless.
-_SHORT = Repr()
+
+class _Short(Repr):
+    """A value in a message, and no more of it: one that names others by aliases can be endless."""
+
+    def repr_int(self, x, level):
+        if x.bit_length() > 64:  # Python writes out no longer ones
+            return f"a number of {x.bit_length()} bits"
+        return super().repr_int(x, level)
+
+
+_SHORT = _Short()
 _SHORT.maxlevel = 2
 
 
@@ -258,6 +269,4 @@ def _describe(detail: dict) -> str:
     value = detail["input"]
     if isinstance(value, dict):
         return f"{key}: {detail['msg']}"
-    if isinstance(value, int) and value.bit_length() > 64:  # Python writes out no longer ones
-        return f"{key}: {detail['msg']} (found: a number of {value.bit_length()} bits)"
     return f"{key}: {detail['msg']} (found: {printable(_SHORT.repr(value))})"

@@ -31,7 +31,14 @@ from transformers.vision_utils import (
 )
 
 from chest.answering import answer, in_batches
-from chest.compute import CheckpointError, Normalization, Source, load_normalization, to_pixels
+from chest.compute import (
+    CheckpointError,
+    Normalization,
+    Source,
+    describe,
+    load_normalization,
+    to_pixels,
+)
 from chest.errors import ParameterError
 from chest.labels import LABELS, MODALITIES
 from chest.params import QwenPrompts, ZeroshotQwen
@@ -60,25 +67,36 @@ def load_reader(source: Source, side: int, accelerator: Accelerator) -> Reader:
     cannot take, are told before its weights are fetched.
     """
     config = source.load_config(Qwen2_5_VLConfig)
-    visual_tokens(config, side)
+    with source.reading("config.json"):
+        visual_tokens(config, side)
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    model = source.load_model(Qwen2_5_VLForConditionalGeneration.from_pretrained, dtype=dtype)
-    tokenizer = source.load(AutoTokenizer.from_pretrained)
+    model = source.load_model(
+        Qwen2_5_VLForConditionalGeneration.from_pretrained, config=config, dtype=dtype
+    )
+    tokenizer = source.load(AutoTokenizer.from_pretrained, "tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise source.unfit("its tokenizer has no end token")
     # The processor's template knows images; the tokenizer's own may not. The processor itself is
     # not made: its video part needs torchvision.
-    processor, _ = source.load(Qwen2_5_VLProcessor.get_processor_dict)
-    template = processor.get("chat_template") or tokenizer.chat_template
-    if template is None:
-        raise CheckpointError(f"checkpoint {source}: it has no chat template")
+    processor, _ = source.load(Qwen2_5_VLProcessor.get_processor_dict, "chat template")
+    with source.reading("chat template"):
+        template = processor.get("chat_template") or tokenizer.chat_template
+    if not isinstance(template, str):
+        raise source.unfit("it has no chat template, or several")
     # The checkpoint's own settings sample, and penalise words that the question names.
     model.generation_config = GenerationConfig(
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    attend_at_once(model, side)
     model.to(accelerator.device).eval()
-    return Reader(model, tokenizer, template, load_normalization(source), side)
+    reader = Reader(model, tokenizer, template, load_normalization(source), side)
+    with source.reading("config.json or tokenizer"):
+        attend_at_once(model, side)
+        # One answer to a black image: settings that fit no weights or tokens show themselves here.
+        black = torch.zeros(1, side, side, dtype=torch.uint8, device=accelerator.device)
+        answer_likelihoods(reader, black, pose(reader, "?", ["normal"]))
+    return reader
 
 
 def visual_tokens(config: Qwen2_5_VLConfig, side: int) -> int:
@@ -99,13 +117,19 @@ def visual_tokens(config: Qwen2_5_VLConfig, side: int) -> int:
 def prompt_ids(reader: Reader, question: str) -> list[int]:
     """Token ids of one image and `question`, up to where the answer begins."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = reader.tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
-        chat_template=reader.template,
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    ids = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+    try:
+        text = reader.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=reader.template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        ids = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # the template is a program of the checkpoint's
+        raise CheckpointError(
+            f"checkpoint {reader.model.name_or_path}: its chat template or tokenizer cannot be"
+            f" used ({describe(error)}); fetch it again, or name another one"
+        ) from None
     image = reader.model.config.image_token_id
     if ids.count(image) != 1:
         raise CheckpointError(f"the chat template gives {ids.count(image)} places to one image")

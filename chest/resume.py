@@ -8,7 +8,7 @@ origin), and says so where it is not.
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from chest.compute import LIBRARIES, Source, device_name, saving
 from chest.dataset import IMAGES, MANIFEST, SPLIT
+from chest.errors import printable
 from chest.files import remove, replacing, write_json
 from chest.running import WORK
 
@@ -71,7 +71,7 @@ class States:
     """The states of a stage's training, newest last; at most KEPT of them.
 
     Each is a folder: state.safetensors holds the tensors, state.json the rest, the origin, and the
-    digest of the tensors' file.
+    digest of it all.
     """
 
     stage: str
@@ -91,33 +91,34 @@ class States:
             file = partial / "state.safetensors"
             with saving(self.folder):
                 save_file({name: x.contiguous() for name, x in tensors.items()}, file)
-            content = {"origin": self.origin, "digest": _digest([file]), "values": values}
-            write_json(partial / "state.json", content)
+            content = {"origin": self.origin, "values": values}
+            write_json(partial / "state.json", {"digest": _seal(file, content), **content})
         for state in self._found()[:-KEPT]:
             remove(state)
 
-    def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
-        """Tensors (on the CPU) and values of the newest state that is whole and of this origin.
+    def load(self, take_up: Callable[[dict[str, torch.Tensor], dict], None]) -> None:
+        """Have the newest state that is whole and of this origin taken up, if there is one.
 
-        Those that are not are set aside, and a line says why; None where none is left.
+        `take_up` gets its tensors (on the CPU) and values; whatever it raises, the state is not
+        whole. States that are not are set aside, and a line says why.
         """
         for state in reversed(self._found()):
             try:
-                content = json.loads((state / "state.json").read_text(encoding="utf-8"))
+                content = _read_json(state / "state.json")
                 file = state / "state.safetensors"
-                if content["digest"] != _digest([file]):
+                if content.pop("digest") != _seal(_regular(file), content):
                     raise ValueError("its digest differs")
                 other = differences(content["origin"], self.origin)
                 if not other:
-                    return load_file(file), content["values"]
+                    take_up(load_file(file), content["values"])
+                    return
                 reason = f"it comes from a run with other {other}"
-            except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-                reason = f"it is damaged ({error})"
+            except Exception as error:  # whatever may lie there: the training can start over
+                reason = f"it is damaged ({type(error).__name__}: {printable(error)})"
             print(f"{state} is not taken up: {reason}", file=sys.stderr)
             aside = state.with_name(state.name + ASIDE)
             remove(aside)
             state.rename(aside)
-        return None
 
     def clear(self) -> None:
         """Forget them: the training is done."""
@@ -133,10 +134,10 @@ class States:
 
 @dataclass(frozen=True)
 class Journal:
-    """Answers of a stage that have been given: a line of json for each batch that is done.
+    """Answers of a stage that have been given: a line for each batch that is done.
 
-    Each process writes a file of its own; what a killed process half wrote is no line and does not
-    count. Make it with `open_journal`.
+    It holds the digest of the json that follows. Each process writes a file of its own; what a
+    killed process half wrote, or was changed since, does not count. Make it with `open_journal`.
     """
 
     folder: Path
@@ -153,9 +154,10 @@ class Journal:
 
     def add(self, answers: dict[int, object]) -> None:
         """Append the answers of one batch."""
+        text = json.dumps([[*pair] for pair in answers.items()])
         with open(self.folder / f"answers-{self.process}.jsonl", "a", encoding="utf-8") as file:
             # The line feed comes first: so a torn line before it stays a line of its own.
-            file.write(f"\n{json.dumps([[*pair] for pair in answers.items()])}\n")
+            file.write(f"\n{_line_digest(text)} {text}\n")
 
     def clear(self) -> None:
         """Forget them: the stage is done."""
@@ -167,14 +169,15 @@ def open_journal(accelerator: Accelerator, stage: str, origin: Origin) -> Journa
     journal = Journal(WORK / stage, accelerator.process_index)
     if accelerator.is_main_process:
         path = journal.folder / "origin.json"
+        files = [*journal.folder.glob("answers-*")]
         try:
-            other = differences(json.loads(path.read_text(encoding="utf-8")), origin)
-        except FileNotFoundError:
-            other = "no origin"
-        except (OSError, ValueError):
+            for file in files:
+                _regular(file)
+            other = differences(_read_json(path), origin)
+        except Exception:  # whatever may lie there: everything can be asked anew
             other = "everything"
         if other:
-            if any(journal.folder.glob("answers-*")):
+            if files:
                 print(f"{journal.folder}: the answers are not taken up: they come from a run with"
                       f" other {other}", file=sys.stderr)  # fmt: skip
             remove(journal.folder)
@@ -184,12 +187,30 @@ def open_journal(accelerator: Accelerator, stage: str, origin: Origin) -> Journa
 
 
 def _pairs(line: str) -> Iterator[tuple[int, object]]:
-    """Row and answer of each entry of a line; nothing where it is torn."""
-    try:
-        content = json.loads(line)
-        yield from [(int(row), answer) for row, answer in content]
-    except (ValueError, TypeError):
-        return
+    """Row and answer of each entry of a line; nothing where it is torn or changed."""
+    digest, _, text = line.partition(" ")
+    if digest == _line_digest(text):
+        yield from json.loads(text)
+
+
+def _line_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _seal(tensors: Path, content: dict) -> str:
+    """SHA-256 of a state: of the tensors' file, and of the content of state.json."""
+    return hashlib.sha256(f"{_digest([tensors])} {json.dumps(content)}".encode()).hexdigest()
+
+
+def _read_json(path: Path):
+    return json.loads(_regular(path).read_text(encoding="utf-8"))
+
+
+def _regular(path: Path) -> Path:
+    """`path`; raises OSError where it is no regular file: one may wait forever for a pipe."""
+    if path.is_symlink() or not path.is_file():
+        raise OSError(f"{path.name} is missing, or no regular file")
+    return path
 
 
 def _files(folder: Path) -> list[Path]:

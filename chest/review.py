@@ -10,6 +10,7 @@ that both sides split the same images in the same way: that asks for more than t
 would. Of two that overlap nothing is said.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -17,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.utils.serialize import parse_yaml
@@ -26,7 +26,7 @@ from chest import predictions
 from chest.comparison import Comparison, Difference, compare, points, verdicts
 from chest.dataset import MANIFEST, SPLIT
 from chest.errors import InputError, Problem, refuse
-from chest.files import read_table
+from chest.files import read_table, require_file
 from chest.labels import LABEL_NAMES, LABELS, SPLITS, UNPARSED
 from chest.metrics import classification_metrics
 from chest.systems import SYSTEM_NAMES, SYSTEMS, TRAINED
@@ -53,8 +53,9 @@ class Side:
     ``name``: base or now. ``about``: what is known of its revision. ``params``: by dotted key.
     ``metrics``: {file: content}. ``records``: metrics/runs.json. ``confusions``: {system: actual
     and predicted of its test images}. ``curve``: plots/training.csv. ``composition``:
-    metrics/audit.csv. ``lock``: {output: its digest} of dvc.lock. ``answers``: {system: predictions
-    with patient_id}. ``absent``: {system: why it has none}.
+    metrics/audit.csv. ``lock``: {output: its digest} of dvc.lock, or its own where the file
+    is there. ``answers``: {system: predictions with patient_id}. ``absent``: {system: why it has
+    none}.
     """
 
     name: str
@@ -151,6 +152,7 @@ def _read_mapping(path: Path) -> dict:
     """A yaml or json file, empty where it is not there; in json, each value is a mapping too."""
     if not path.exists():
         return {}
+    require_file(path)
     text, is_json = path.read_text(encoding="utf-8"), path.suffix == ".json"
     content = json.loads(text) if is_json else parse_yaml(text, path.name)
     if not isinstance(content, dict):
@@ -201,12 +203,7 @@ def _read_confusions(folder: Path) -> dict[str, pd.DataFrame]:
 
 def _read_curve(folder: Path) -> pd.DataFrame | None:
     table = _read_tracked(folder / "plots/training.csv", predictions.CURVE_COLUMNS)
-    if table is None or table.empty:
-        return None
-    numbers = table.apply(pd.to_numeric, errors="coerce")
-    epochs = numbers["epoch"]
-    whole = np.isfinite(numbers).all(axis=None) and (epochs % 1 == 0).all() and epochs.is_unique
-    return numbers if whole else None
+    return None if table is None or table.empty else predictions.numbers_of(table)
 
 
 def _digests(lock: dict) -> dict[str, str]:
@@ -223,6 +220,12 @@ def _digests(lock: dict) -> dict[str, str]:
         for out in outs
         if isinstance(out, dict) and isinstance(out.get("path"), str)
     }
+
+
+def digest(path: Path) -> str:
+    """The digest of a file as dvc.lock has it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def flatten(tree: Mapping, parents: str = "") -> dict[str, object]:
@@ -288,9 +291,9 @@ def judge(system: str, base: Side, now: Side) -> Judgement:
 
 
 def _same_file(path: Path, base: Side, now: Side) -> bool:
-    """Whether dvc.lock has the same content of `path` on both sides."""
-    digest = base.lock.get(path.as_posix())
-    return digest is not None and digest == now.lock.get(path.as_posix())
+    """Whether `path` has the same content on both sides, as far as it or dvc.lock is there."""
+    own = base.lock.get(path.as_posix())
+    return own is not None and own == now.lock.get(path.as_posix())
 
 
 def _why_not(side: Side, system: str) -> str:

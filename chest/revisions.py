@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import chdir, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,10 +48,12 @@ def read_answers(source: str) -> pd.DataFrame:
     raise InputError([Problem(source, f"no file {path}", FORMS, remedy)])
 
 
-def read_here(system: str, folder: Path) -> pd.DataFrame:
-    """Predictions of the images of the working directory's manifest."""
+def read_here(
+    system: str, folder: Path, due: Collection[Sequence[str]] | None = None
+) -> pd.DataFrame:
+    """Predictions of the images of the working directory's manifest; `due` as in `read`."""
     labelled = read_labelled()
-    return predictions.describe(predictions.read(system, labelled, folder), labelled)
+    return predictions.describe(predictions.read(system, labelled, folder, due), labelled)
 
 
 @contextmanager

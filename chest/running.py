@@ -1,5 +1,7 @@
 """A script among others on the machine: signals that end it, and one run of a stage at a time."""
 
+from chest.early import ENDING, NOTE
+
 import errno
 import fcntl
 import os
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import IO
 
 WORK = Path(".resume")  # locks and unfinished work; neither Git nor DVC tracks it
-ENDING = (signal.SIGINT, signal.SIGTERM)
 MOMENT = 0.01  # seconds until a signal that struck where nothing can be raised is heeded
 GRACE = 4.0  # seconds from a signal to the end, where work must first come to a point
 
@@ -21,7 +22,7 @@ GRACE = 4.0  # seconds from a signal to the end, where work must first come to a
 class Interrupted(KeyboardInterrupt):
     """The script was told to end; ``signal`` is the number, ``note`` what is left behind."""
 
-    def __init__(self, number: int, note: str = "nothing half-written is left behind"):
+    def __init__(self, number: int, note: str = NOTE):
         self.signal = number
         self.note = note
         super().__init__(note)
@@ -97,13 +98,16 @@ def alone(stage: str) -> Iterator[None]:
     """Hold the lock of `stage` in the working directory; it goes with the process that held it.
 
     Of the processes that `accelerate launch` starts the first one holds it for all. Raises
-    BlockingIOError where another run holds it.
+    BlockingIOError where another run holds it, and OSError where the lock is a symbolic link.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
         return
     WORK.mkdir(exist_ok=True)
-    with open(WORK / f"{stage}.lock", "a+", encoding="utf-8") as file:
+    lock = WORK / f"{stage}.lock"
+    if lock.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link, not a lock; remove it", str(lock))
+    with open(lock, "a+", encoding="utf-8", opener=_opening_no_link) as file:
         if not _locked(file):
             file.seek(0)
             raise BlockingIOError(
@@ -115,6 +119,10 @@ def alone(stage: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _opening_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _locked(file: IO) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from chest.compute import (
     saving,
     to_pixels,
 )
-from chest.errors import ParameterError
+from chest.errors import ParameterError, printable
 from chest.files import write_json
 from chest.labels import LABELS
 from chest.resident import Images
@@ -50,8 +51,11 @@ def load_for_prompts(source: Source, image_size: int) -> tuple[SiglipModel, obje
             f"checkpoint {source}: it reads texts of {config.text_config.max_position_embeddings}"
             f" tokens, but prompts are padded to {TEXT_LENGTH}"
         )
-    model = source.load_model(SiglipModel.from_pretrained, dtype=torch.float32)
-    return model.eval(), source.load(AutoTokenizer.from_pretrained)
+    model = source.load_model(SiglipModel.from_pretrained, config=config, dtype=torch.float32)
+    tokenizer = source.load(AutoTokenizer.from_pretrained, "tokenizer")
+    if None in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        raise source.unfit("its tokenizer has no end token, or none for padding")
+    return model.eval(), tokenizer
 
 
 def load_classifier(source: Source, image_size: int) -> SiglipForImageClassification:
@@ -67,15 +71,27 @@ def load_classifier(source: Source, image_size: int) -> SiglipForImageClassifica
     return source.load_model(
         SiglipForImageClassification.from_pretrained,
         fresh=("classifier.weight", "classifier.bias"),
+        spare=("text_model.", "vision_model.head.", "logit_scale", "logit_bias"),
         config=config,
         dtype=torch.float32,
     )
 
 
 def load_trained(source: Source, image_size: int) -> SiglipForImageClassification:
-    """A classifier that `save_classifier` wrote, with its head; raises where it has no such."""
-    model = source.load_model(SiglipForImageClassification.from_pretrained, dtype=torch.float32)
-    check_image_size(model.config.vision_config.image_size, image_size)
+    """A classifier that `save_classifier` wrote, with its head; raises where it has no such.
+
+    Its classes must be LABELS in their order.
+    """
+    config = source.load_config(SiglipConfig)
+    check_image_size(config.vision_config.image_size, image_size)
+    if config.id2label != dict(enumerate(LABELS)):
+        raise source.unfit(
+            f"it is no classifier of {', '.join(LABELS)} (its classes:"
+            f" {printable(shortened(config.id2label))})"
+        )
+    model = source.load_model(
+        SiglipForImageClassification.from_pretrained, config=config, dtype=torch.float32
+    )
     return model.eval()
 
 
@@ -133,11 +149,19 @@ def tokenize(tokenizer, prompts: Sequence[str]) -> torch.Tensor:
 def class_embeddings(
     model: SiglipModel, tokenizer, prompts: dict[str, Sequence[str]]
 ) -> torch.Tensor:
-    """One unit vector for each class, (3, d): the mean of the unit vectors of its prompts."""
+    """One unit vector for each class, (3, d): the mean of the unit vectors of its prompts.
+
+    Raises CheckpointError where the tokenizer gives tokens that the model does not know.
+    """
     rows = []
     for label in LABELS:
-        ids = tokenize(tokenizer, prompts[label]).to(model.device)
-        texts = _unit(model.get_text_features(ids).pooler_output)
+        ids = tokenize(tokenizer, prompts[label])
+        if ids.max() >= model.config.text_config.vocab_size:
+            raise CheckpointError(
+                f"checkpoint {model.name_or_path}: its tokenizer is another model's (token"
+                f" {ids.max()}); fetch it again, or name another one"
+            )
+        texts = _unit(model.get_text_features(ids.to(model.device)).pooler_output)
         rows.append(_unit(texts.mean(0)))
     return torch.stack(rows)
 

@@ -141,6 +141,7 @@ class Run:
     steps of ``epoch`` (from 1) are done, with ``losses``, float32 (steps of an epoch,), over the
     batches of all processes, the last at the learning rate ``rate``. ``best`` is the highest (UAR,
     -loss) on the validation split so far, reached in ``best_epoch`` with the weights ``kept``.
+    While a step or the end of an epoch changes it, it is not ``whole``, and nothing to be kept.
     """
 
     optimizer: torch.optim.Optimizer
@@ -155,6 +156,7 @@ class Run:
     best: tuple[float, float] = (-1.0, 0.0)
     best_epoch: int = 0
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    whole: bool = True
 
     @property
     def done(self) -> int:
@@ -169,8 +171,8 @@ def train(
 
     The best epoch is that of the highest validation UAR; among equals that of the lowest validation
     loss. `log` gets each row of the curve as it is known, on the main process. With `states` the
-    training goes on from what is kept there, and keeps itself there every `save_every` steps, and
-    where a signal ends it.
+    training goes on from what is kept there, and keeps itself there every `save_every` steps, when
+    it is done, and where a signal ends it.
 
     Returns the curve (CURVE_COLUMNS, one row an epoch, counted from 1; the learning rate is that of
     the epoch's last step) and the best epoch. Raises ParameterError where the plan cannot be
@@ -187,26 +189,40 @@ def train(
         model.compile(mode=settings.compile)
     parallel, optimizer = accelerator.prepare(model, run.optimizer)
 
+    kept = (run.epoch, run.step, run.done)
+
     def save() -> str:
-        if states is not None and accelerator.is_main_process:
+        nonlocal kept
+        now = (run.epoch, run.step, run.done)
+        if states is not None and accelerator.is_main_process and now != kept:
             keep(task, run, states)
-        return f"the next run goes on after step {run.done} of {plan.total}"
+        kept = now
+        return told()
+
+    def told() -> str:
+        if not kept[-1]:
+            return "no step of the training was kept: the next run begins it anew"
+        return f"the next run goes on after step {kept[-1]} of {plan.total}"
 
     if accelerator.is_main_process and run.done:
         print(f"Going on after step {run.done} of {plan.total}")
         for row in run.curve:
             log(row)
-    while run.epoch <= plan.epochs:
-        run.sampler.set_state(run.drew)
-        drawn = rows[draw_epoch(weights, len(rows), plan, settings.batch_size, run.sampler)]
-        train_epoch(task, run, parallel, optimizer, drawn, save)
-        try:
+    try:
+        while run.epoch <= plan.epochs:
+            run.sampler.set_state(run.drew)
+            drawn = rows[draw_epoch(weights, len(rows), plan, settings.batch_size, run.sampler)]
+            train_epoch(task, run, parallel, optimizer, drawn, save)
             score = validate(task)
-        except Interrupted as end:
-            raise Interrupted(end.signal, save()) from None
-        finish_epoch(task, run, score)
-        if accelerator.is_main_process:
-            log(run.curve[-1])
+            with deferring_signals():
+                finish_epoch(task, run, score)
+                if run.epoch > plan.epochs:
+                    save()
+            if accelerator.is_main_process:
+                log(run.curve[-1])
+    except Interrupted as end:
+        with deferring_signals():
+            raise Interrupted(end.signal, save() if run.whole else told()) from None
     model.load_state_dict(run.kept)
     return pd.DataFrame(run.curve)[list(CURVE_COLUMNS)], run.best_epoch
 
@@ -250,6 +266,7 @@ def train_epoch(
     with deferring_signals() as asked, refusing_large_batches(task, asked):
         batches = task.images.stream(list(mine[run.step :]))
         for i, images in zip(left, progress(batches, "steps", len(left), not main), strict=True):
+            run.whole = False
             augment = None if changes is None else partial(change, changes=changes[i])
             logits = classify(accelerator, parallel, images, task.normal, augment)
             loss = functional.cross_entropy(logits + adjustment, targets[i])
@@ -261,6 +278,7 @@ def train_epoch(
             run.schedule.step()
             run.losses[i] = accelerator.reduce(loss.detach(), "mean")
             run.step = i + 1
+            run.whole = True
             # The others follow the main process: where it ends, their exchange with it fails.
             if main and asked():
                 raise Interrupted(asked(), save())
@@ -302,12 +320,14 @@ def finish_epoch(task: Task, run: Run, score: dict[str, float]) -> None:
             f"finetune_siglip.lr: {task.settings.lr}, but the loss is no number in epoch"
             f" {run.epoch}: lower it"
         )
+    run.whole = False
     run.curve.append({"epoch": run.epoch, "train_loss": loss, "learning_rate": run.rate, **score})
     if (score["val_uar"], -score["val_loss"]) > run.best:
         run.best, run.best_epoch = (score["val_uar"], -score["val_loss"]), run.epoch
         run.kept = {name: x.detach().cpu().clone() for name, x in task.model.state_dict().items()}
     run.drew = run.sampler.get_state()
     run.epoch, run.step = run.epoch + 1, 0
+    run.whole = True
 
 
 # --- Going on after an end -------------------------------------------------------------------
@@ -315,6 +335,11 @@ def finish_epoch(task: Task, run: Run, score: dict[str, float]) -> None:
 
 def keep(task: Task, run: Run, states: States) -> None:
     """Keep the training's state, which is the same in every process."""
+    states.save(run.done, *state_of(task, run))
+
+
+def state_of(task: Task, run: Run) -> tuple[dict[str, torch.Tensor], dict]:
+    """The training's state: tensors by name, and values that json can hold."""
     optimizer = run.optimizer.state_dict()
     tensors = {f"model.{name}": x for name, x in task.model.state_dict().items()}
     tensors |= {f"kept.{name}": x for name, x in run.kept.items()}
@@ -332,16 +357,24 @@ def keep(task: Task, run: Run, states: States) -> None:
         {name: x for name, x in group.items() if name != "params"}
         for group in optimizer["param_groups"]
     ]
-    states.save(run.done, tensors, values)
+    return tensors, values
 
 
 def restore(task: Task, run: Run, states: States) -> None:
     """Bring `run` and the model to the newest state that is kept; leave them where none is."""
+    tensors, values = state_of(task, run)
+    before = {name: x.clone() for name, x in tensors.items()}, values
+
+    def try_to(*state) -> None:
+        try:
+            take_up(task, run, *state)
+        except Exception:
+            take_up(task, run, *before)  # nothing is taken up by half
+            raise
+
     # The main process sets aside what is damaged before the others look.
     with task.accelerator.main_process_first():
-        found = states.load()
-    if found is not None:
-        take_up(task, run, *found)
+        states.load(try_to)
     reached = task.accelerator.gather(torch.tensor([run.done], device=task.accelerator.device))
     if reached.min() != reached.max():
         raise ChestError(f"{states.folder}: processes see different states; it must be shared")

@@ -12,6 +12,8 @@ About 10 s for the study's 16,300 images on two CPU cores.
     python stages/audit.py        (or: dvc repro audit)
 """
 
+import chest.early  # noqa: F401
+
 from chest.audit import (
     AUDIT,
     BY_DISTANCE,

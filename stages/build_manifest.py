@@ -8,6 +8,8 @@ Writes  data/manifest.csv   one row an image, sorted by image_id
     python stages/build_manifest.py        (or: dvc repro build_manifest)
 """
 
+import chest.early  # noqa: F401
+
 import math
 import re
 import shutil
@@ -23,6 +25,7 @@ import pandas as pd
 from chest.collections import (
     CT_SLICES,
     MOSMED_SITE,
+    VOLUME_LABELS,
     XRAYS,
     Item,
     find_collections,
@@ -39,13 +42,14 @@ from chest.dataset import (
     SLICES,
 )
 from chest.errors import InputError, Problem, refuse, run_stage
-from chest.files import read_table, replacing, write_table
+from chest.files import read_table, replacing, together, write_table
 from chest.images import Grey, read_greys
 from chest.labels import LABELS
 from chest.params import ExpectedCounts, Params, load_params
 from chest.progress import progress
 
 
+@together()
 def main() -> None:
     params = load_params()
 
@@ -82,16 +86,7 @@ def find_items(params: Params) -> list[Item]:
     find_collections(raw, (CT_SLICES, XRAYS))
     problems: list[Problem] = []
     items = read_ct_slices(raw / CT_SLICES, problems)
-    items += [
-        Item(f"ct_volumes-{study}", SLICES / f"{study}.png", label, "ct", "ct_volumes",
-             MOSMED_SITE, mosmed_patient(study), study)
-        for study, label in read_table(SLICE_INDEX, SLICE_COLUMNS)[["study", "label"]].to_numpy()
-    ]  # fmt: skip
-    problems += [
-        Problem(SLICE_INDEX, f"the study {item.study!r}", "study_NNNN", "run `dvc repro` again")
-        for item in items
-        if item.collection == "ct_volumes" and not re.fullmatch(r"study_[0-9]{4}", item.study)
-    ]
+    items += read_slices(problems)
     items += read_xrays(raw / XRAYS, params.labels.tuberculosis, problems)
     for image_id, count in Counter(item.image_id for item in items).items():
         if count > 1:
@@ -100,6 +95,28 @@ def find_items(params: Params) -> list[Item]:
             )
     refuse(problems)
     return sorted(items, key=lambda item: item.image_id)
+
+
+def read_slices(problems: list[Problem]) -> list[Item]:
+    """The slices that the index lists: those that lie beside it, no more and no fewer."""
+    items = [
+        Item(f"ct_volumes-{study}", SLICES / f"{study}.png", label, "ct", "ct_volumes",
+             MOSMED_SITE, mosmed_patient(study), study)
+        for study, label in read_table(SLICE_INDEX, SLICE_COLUMNS)[["study", "label"]].to_numpy()
+    ]  # fmt: skip
+    remedy = "run `dvc repro` again"
+    labels = set(VOLUME_LABELS.values())
+    for item in items:
+        if not re.fullmatch(r"study_[0-9]{4}", item.study):
+            problems.append(Problem(SLICE_INDEX, f"the study {item.study!r}", "study_NNNN", remedy))
+        if item.label not in labels:
+            found = f"{item.study}: the label {item.label!r}"
+            problems.append(Problem(SLICE_INDEX, found, " or ".join(sorted(labels)), remedy))
+    problems += [
+        Problem(path, f"no row in {SLICE_INDEX.name}", "one row a slice", remedy)
+        for path in {*SLICES.glob("*.png")} - {item.path for item in items}
+    ]
+    return items
 
 
 def check_counts(items: list[Item], expected: ExpectedCounts) -> None:

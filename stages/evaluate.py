@@ -25,6 +25,8 @@ tracks, and needs no GPU.
     python stages/evaluate.py        (or: dvc repro evaluate)
 """
 
+import chest.early  # noqa: F401
+
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ import pandas as pd
 from chest import audit, card, charts, predictions, scores
 from chest.calibration import reliability
 from chest.dataset import Dataset, read_dataset
-from chest.errors import InputError, Problem, run_stage
+from chest.errors import run_stage
 from chest.files import replacing, together, write_json, write_table, write_text
 from chest.intervals import intervals
 from chest.labels import LABELS, SPLITS
@@ -56,23 +58,30 @@ NOTES = {
 @together()
 def main() -> None:
     params = load_params()
-    data = read_dataset()
+    data = read_dataset(*SPLITS)
     answers = {
-        system: predictions.describe(predictions.read(system, data.table), data.table)
+        system: predictions.describe(
+            predictions.read(system, data.table, due=predictions.ANSWERED[system]), data.table
+        )
         for system in SYSTEMS
     }
     records = {system: predictions.read_record(system) for system in SYSTEMS}
-    test = {system: of_split(system, table, "test") for system, table in answers.items()}
+    test = {
+        system: table[table["split"] == "test"].reset_index(drop=True)
+        for system, table in answers.items()
+    }
     probed = {
         probe: predictions.describe(
-            predictions.read(probe, data.table, predictions.PROBES), data.table
+            predictions.read(probe, data.table, predictions.PROBES, predictions.TEST), data.table
         )
         for probe in PROBES
     }
+    for probe in PROBES:
+        predictions.read_record(probe, predictions.PROBES)
     names = {system: display_name(system, record) for system, record in records.items()}
     curve = predictions.read_curve(TRAINED, records[TRAINED]["best_epoch"])
-    twins = audit.read_near_duplicates()
-    leaks = audit.leak_counts(data.table, audit.read_counts())
+    twins, counts = audit.read_audit(data.table)
+    leaks = audit.leak_counts(data.table, counts)
 
     # 1. Figures: values and intervals of each system, over all test images and within groups.
     found = {system: intervals(table, params.seed) for system, table in test.items()}
@@ -143,15 +152,6 @@ def main() -> None:
                     rankings[TRAINED])  # fmt: skip
     for document in ("model_card.md", "claim.md"):
         write_text(METRICS / document, card.render(document, told))
-
-
-def of_split(system: str, table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The answers of one split; raises InputError where there are none."""
-    chosen = table[table["split"] == split]
-    if chosen.empty:
-        path, remedy = predictions.path_of(system), f"run `dvc repro {system}` to make it again"
-        raise InputError([Problem(path, f"no answer of {split}", "all of its images", remedy)])
-    return chosen.reset_index(drop=True)
 
 
 def display_name(system: str, record: dict) -> str:

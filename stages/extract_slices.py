@@ -7,6 +7,8 @@ Writes  data/slices/<study>.png   8-bit grey, the volume's own resolution, in di
     python stages/extract_slices.py        (or: dvc repro extract_slices)
 """
 
+import chest.early  # noqa: F401
+
 from contextlib import closing
 from functools import partial
 from pathlib import Path

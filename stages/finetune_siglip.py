@@ -6,12 +6,14 @@ Writes  models/finetune_siglip/                 weights of the best epoch, as fr
         data/predictions/finetune_siglip.json   checkpoint, device, precision, seed, versions
         data/training/finetune_siglip.csv       the curve: losses, learning rate, UAR, WAR by epoch
         live/                                   the same curve while it grows (dvclive)
-        .resume/finetune_siglip/                its state every so many steps: an interrupted
-                                                training goes on from there
+        .resume/finetune_siglip/                its state every so many steps and at the end: an
+                                                interrupted run goes on from there
 
     python stages/finetune_siglip.py        (or: dvc repro finetune_siglip)
     accelerate launch stages/finetune_siglip.py        on several GPUs
 """
+
+import chest.early  # noqa: F401
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -25,10 +27,12 @@ from chest.calibration import fit_temperature
 from chest.compute import find_checkpoint, load_normalization, record, start
 from chest.dataset import read_dataset
 from chest.errors import run_stage
-from chest.files import replacing, write_table
+from chest.files import replacing, together, write_table
+from chest.labels import SPLITS
 from chest.params import load_params
 from chest.resident import place_images
 from chest.resume import States, origin_of
+from chest.running import Interrupted
 from chest.siglip import divide_logits, load_classifier, save_classifier
 from chest.training import Task, predict, train
 
@@ -38,7 +42,7 @@ SYSTEM = "finetune_siglip"
 def main() -> None:
     params = load_params()
     settings = params.chosen.finetune_siglip
-    data = read_dataset()
+    data = read_dataset(*SPLITS, side=params.image_size)
     accelerator = start(params.seed)
     source = find_checkpoint(settings.checkpoint, settings.revision)
     model = load_classifier(source, params.image_size)
@@ -54,27 +58,30 @@ def main() -> None:
     with live_curve(accelerator.is_main_process) as log:
         curve, best_epoch = train(task, params.seed, log, states)
 
-    # 2. Calibrate on the validation split; answer validation and test.
-    temperature = calibrate(task)
-    rows = data.rows("val", "test")
-    answers = softmax(predict(task, rows), axis=1)
+    with telling("the training is kept: the next run goes on with its calibration"):
+        # 2. Calibrate on the validation split; answer validation and test.
+        temperature = calibrate(task)
+        rows = data.rows("val", "test")
+        answers = predictions.tabulate(data.table.iloc[rows], softmax(predict(task, rows), axis=1))
 
-    # 3. Write everything.
+        # 3. Write everything, or nothing.
+        if accelerator.is_main_process:
+            made_by = record(accelerator, source, model, params.seed, len(rows))
+            with together():
+                with replacing(predictions.TRAINED_MODEL) as folder:
+                    save_classifier(model, task.normal, folder)
+                write_table(predictions.curve_path_of(SYSTEM), curve, float_format="%.6g")
+                predictions.write(
+                    SYSTEM,
+                    answers,
+                    {
+                        **made_by,
+                        "trained_on": len(data.rows("train")),
+                        "best_epoch": best_epoch,
+                        "temperature": round(temperature, 4),
+                    },
+                )
     if accelerator.is_main_process:
-        with replacing(predictions.TRAINED_MODEL) as folder:
-            save_classifier(model, task.normal, folder)
-        write_table(predictions.curve_path_of(SYSTEM), curve, float_format="%.6g")
-        made_by = record(accelerator, source, model, params.seed, len(rows))
-        predictions.write(
-            SYSTEM,
-            predictions.tabulate(data.table.iloc[rows], answers),
-            {
-                **made_by,
-                "trained_on": len(data.rows("train")),
-                "best_epoch": best_epoch,
-                "temperature": round(temperature, 4),
-            },
-        )
         states.clear()
     accelerator.end_training()
 
@@ -90,6 +97,15 @@ def calibrate(task: Task) -> float:
     temperature = fit_temperature(predict(task, rows), task.data.targets()[rows])
     divide_logits(task.model, temperature)
     return temperature
+
+
+@contextmanager
+def telling(note: str) -> Iterator[None]:
+    """What a signal to end tells meanwhile."""
+    try:
+        yield
+    except Interrupted as end:
+        raise Interrupted(end.signal, note) from None
 
 
 @contextmanager

@@ -7,14 +7,19 @@ Writes  data/predictions/floor_site.csv, floor_modality.csv      one row an imag
     python stages/floors.py        (or: dvc repro floors)
 """
 
+import chest.early  # noqa: F401
+
 from chest import predictions
 from chest.dataset import read_labelled
 from chest.errors import run_stage
+from chest.files import together
 from chest.floors import FLOORS, commonest_class
+from chest.labels import SPLITS
 
 
+@together()
 def main() -> None:
-    labelled = read_labelled()
+    labelled = read_labelled(*SPLITS)
     asked = labelled["split"].isin(["val", "test"]).to_numpy()
     for system, by in FLOORS.items():
         shares = commonest_class(labelled, by)[asked]

@@ -10,6 +10,8 @@ Writes  data/predictions/probes/<probe>.csv     one row an image of the test spl
     accelerate launch stages/probe_shortcuts.py        on several GPUs
 """
 
+import chest.early  # noqa: F401
+
 from collections.abc import Callable
 from functools import cache
 
@@ -30,7 +32,7 @@ from chest.systems import PROBES
 
 def main() -> None:
     params = load_params()
-    data = read_dataset()
+    data = read_dataset("test", side=params.image_size)
     accelerator = start(params.seed)
     source = find_checkpoint(str(predictions.TRAINED_MODEL), "main")
     model = load_trained(source, params.image_size).to(accelerator.device)

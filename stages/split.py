@@ -1,6 +1,6 @@
 """Split the images into training, validation and test.
 
-Reads   data/manifest.csv
+Reads   data/manifest.csv, of data/images.npy how many images there are
 Writes  data/split.csv      image_id and split (train, val or test), sorted by image_id
 
 All images of a patient, across the collections, and all images with identical pixels stay in one
@@ -10,9 +10,11 @@ writes. With `split.group: image` it does what the published study did, and says
     python stages/split.py        (or: dvc repro split)
 """
 
+import chest.early  # noqa: F401
+
 import pandas as pd
 
-from chest.dataset import SPLIT, read_manifest
+from chest.dataset import SPLIT, read_images, read_manifest
 from chest.errors import run_stage
 from chest.files import write_table
 from chest.params import load_params
@@ -22,6 +24,7 @@ from chest.splitting import assign_splits, check_split, share_table, shared_betw
 def main() -> None:
     params = load_params()
     manifest = read_manifest()
+    read_images(len(manifest))  # a manifest that lost its last rows looks whole
     shares = {"train": params.split.train, "val": params.split.val, "test": params.split.test}
     split = assign_splits(manifest, shares, params.split.group, params.seed)
     check_split(manifest, split, params.split.group)

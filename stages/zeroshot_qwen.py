@@ -9,6 +9,8 @@ Writes  data/predictions/zeroshot_qwen.csv    one row an image of the test split
     accelerate launch stages/zeroshot_qwen.py        on several GPUs
 """
 
+import chest.early  # noqa: F401
+
 from chest import predictions
 from chest.compute import find_checkpoint, record, start
 from chest.dataset import read_dataset
@@ -25,12 +27,13 @@ SYSTEM = "zeroshot_qwen"
 def main() -> None:
     params = load_params()
     settings = params.chosen.zeroshot_qwen
-    data = read_dataset()
+    splits = SPLITS if settings.images == "all" else ("test",)
+    data = read_dataset(*splits, side=params.image_size)
     accelerator = start(params.seed)
     source = find_checkpoint(settings.checkpoint, settings.revision)
     reader = load_reader(source, params.image_size, accelerator)
 
-    rows = data.rows(*SPLITS if settings.images == "all" else ["test"])
+    rows = data.rows(*splits)
     images = place_images(data.images, accelerator.device)
     modalities = data.table["modality"].to_numpy()[rows]
     asked = Asked(images, rows, modalities, params.prompts.qwen, settings)

@@ -9,6 +9,8 @@ Writes  data/predictions/zeroshot_siglip.csv    one row an image of the test spl
     accelerate launch stages/zeroshot_siglip.py        on several GPUs
 """
 
+import chest.early  # noqa: F401
+
 from chest import predictions
 from chest.compute import find_checkpoint, load_normalization, record, start
 from chest.dataset import read_dataset
@@ -25,7 +27,8 @@ SYSTEM = "zeroshot_siglip"
 def main() -> None:
     params = load_params()
     settings = params.chosen.zeroshot_siglip
-    data = read_dataset()
+    splits = SPLITS if settings.images == "all" else ("test",)
+    data = read_dataset(*splits, side=params.image_size)
     accelerator = start(params.seed)
     source = find_checkpoint(settings.checkpoint, settings.revision)
     model, tokenizer = load_for_prompts(source, params.image_size)
@@ -33,7 +36,7 @@ def main() -> None:
 
     # The prompts' side once, then the images'.
     classes = class_embeddings(model, tokenizer, params.prompts.siglip.model_dump())
-    rows = data.rows(*SPLITS if settings.images == "all" else ["test"])
+    rows = data.rows(*splits)
     images = place_images(data.images, accelerator.device)
     asked = Input(images, rows, load_normalization(source))
     origin = origin_of(accelerator, source, {

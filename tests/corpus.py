@@ -219,6 +219,7 @@ VOLUMES = [
 # --- Pictures --------------------------------------------------------------------------------
 
 GREY = np.random.default_rng(1).integers(0, 256, (40, 60)).astype(np.uint8)
+DARK = np.pad(GREY[:-1], ((0, 1), (0, 0)))
 SMOOTH = np.add.outer(np.arange(40), np.arange(60) * 2).astype(np.uint8)  # what JPEG can hold
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
@@ -247,9 +248,10 @@ def plain(**how) -> bytes:
     return png(60, 40, zlib.compress(lines(GREY)), **how)
 
 
-def interlaced() -> bytes:
-    passes = (GREY[y::dy, x::dx] for x, y, dx, dy in ADAM7)
-    return png(60, 40, zlib.compress(b"".join(map(lines, passes))), interlaced=1)
+def interlaced(lacking: int = 0) -> bytes:
+    """GREY in seven passes, of which the last lacks so many lines."""
+    passes = b"".join(lines(GREY[y::dy, x::dx]) for x, y, dx, dy in ADAM7)
+    return png(60, 40, zlib.compress(passes[: len(passes) - lacking * 61]), interlaced=1)
 
 
 def stored() -> bytes:
@@ -283,6 +285,23 @@ def oriented() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     return jpeg(exif=exif)
+
+
+def zeroed(content: bytes, count: int, kept: int = 0) -> bytes:
+    """`content` with its last `count` bytes 0, but for the `kept` at its end.
+
+    So a download ends that was cut off, or lost a piece, where its file had its full length.
+    """
+    return content[:-count] + bytes(count - kept) + content[len(content) - kept :]
+
+
+def with_thumbnail(grey: np.ndarray = SMOOTH) -> bytes:
+    """A JPEG that holds another whole one among its metadata, as cameras write it."""
+    return jpeg(grey, exif=b"Exif\0\0" + jpeg())
+
+
+def with_early_end() -> bytes:
+    return jpeg()[:-200] + b"\xff\xd9" + jpeg()[-198:]
 
 
 def empty_rows(side: int, pixel: int, **how) -> bytes:
@@ -324,8 +343,13 @@ PICTURES = [
     picture("PNG, a wrong checksum of its pixels", flipped(plain(), -17), OFF),
     picture("PNG, a wrong checksum of its header", flipped(plain(), 30), OFF),
     picture("PNG, fewer lines than its header says, all checksums right",
-            png(60, 41, zlib.compress(lines(GREY))), gives=np.pad(GREY, ((0, 1), (0, 0))),
-            note="the lines that it lacks are black"),
+            png(60, 41, zlib.compress(lines(GREY))), "of 2,501 bytes"),
+    picture("PNG, interlaced, less than its header says, all checksums right",
+            interlaced(lacking=3), "of 2,475 bytes"),
+    picture("PNG, a black last line", png(60, 40, zlib.compress(lines(DARK))), gives=DARK,
+            note="the line is there"),
+    picture("PNG, 1 bit, a black last line", saved(Image.fromarray(DARK > 127), "PNG"),
+            gives=np.where(DARK > 127, 255, 0).astype(np.uint8)),
     picture("PNG, bytes behind its end", plain() + b"garbage", note="nothing behind it is read"),
     picture("PNG, 1 bit", saved(Image.fromarray(GREY > 127), "PNG"),
             gives=np.where(GREY > 127, 255, 0).astype(np.uint8)),
@@ -339,7 +363,8 @@ PICTURES = [
     picture("PNG, a text that unpacks to 32 MiB", plain(extra=swollen(b"zTXt", b"a\0\0")), OFF),
     picture("PNG, a colour profile that unpacks to 32 MiB",
             plain(extra=swollen(b"iCCP", b"a\0\0")), OFF),
-    picture("PNG, 100,000 x 100,000 px in 70 bytes", png(100_000, 100_000, b"x"), "x"),
+    picture("PNG, 100,000 x 100,000 px in 70 bytes", png(100_000, 100_000, b"x"),
+            "exceeds limit"),
     picture("PNG, 0 px", png(0, 0, zlib.compress(b"")), OFF),
     picture("PNG, 1 px", png(1, 1, zlib.compress(b"\0\7")), "one grey value"),
     picture("PNG, one grey value", png(60, 40, zlib.compress(lines(GREY * 0 + 7))),
@@ -352,6 +377,18 @@ PICTURES = [
     picture("PNG named .jpg", plain(), name="a.jpg", note="by content, not by name"),
     picture("JPEG, progressive", jpeg(progressive=True), gives=SMOOTH, slack=4),
     picture("JPEG, cut off", jpeg()[:-200], OFF),
+    picture("JPEG, cut off, then zeros up to its length", zeroed(jpeg(GREY), 1500), "no end mark"),
+    picture("JPEG, progressive, cut off, then zeros", zeroed(jpeg(GREY, progressive=True), 1500),
+            OFF),
+    picture("JPEG with a thumbnail, cut off, then zeros", zeroed(with_thumbnail(GREY), 1500),
+            "no end mark"),
+    picture("JPEG with a thumbnail", with_thumbnail(), gives=SMOOTH, slack=4),
+    picture("JPEG, bytes behind its end", jpeg() + b"\xff\xda\0", gives=SMOOTH, slack=4,
+            note="nothing behind it is read"),
+    picture("JPEG, an end mark too early", with_early_end(), gives=(60, 40),
+            note="what is missing is grey; it cannot be noticed"),
+    picture("JPEG, zeros in the middle of its pixels", zeroed(jpeg(), 100, 50), gives=(60, 40),
+            note="it cannot be noticed"),
     picture("JPEG, colours", jpeg(mode="RGB"), gives=SMOOTH, slack=4, note="luminance"),
     picture("JPEG, CMYK", jpeg(mode="CMYK"), gives=SMOOTH, slack=6, note="luminance"),
     picture("JPEG, to be turned (EXIF)", oriented(), gives=np.rot90(SMOOTH, -1), slack=4,
@@ -419,6 +456,17 @@ def instead(make: Callable[[Path], None]) -> Callable[[Path], None]:
     return swap
 
 
+def unreadable(place: Path) -> Callable[[Path], None]:
+    """A file that its owner may not read; OSError where that cannot be, as for root."""
+
+    def make(raw: Path) -> None:
+        (raw / place).chmod(0)
+        if os.access(raw / place, os.R_OK):
+            raise OSError("whoever runs this may read every file")
+
+    return make
+
+
 def moved(place: Path) -> Callable[[Path], None]:
     """`place` lies in a store elsewhere, and a link stands for it."""
 
@@ -452,11 +500,19 @@ TREES = [
     tree("csv with a byte-order mark", edited(XRAY_TABLE, lambda c: b"\xef\xbb\xbf" + c)),
     tree("csv with Windows line ends", edited(XRAY_TABLE, lambda c: c.replace(b"\n", b"\r\n"))),
     tree("csv with blank lines", edited(XRAY_TABLE, lambda c: c.replace(b"\n", b"\n\n"))),
-    tree("csv in UTF-16", edited(XRAY_TABLE, lambda c: c.decode().encode("utf-16")), "NUL bytes",
-         XRAY_TABLE.name),
-    tree("csv in ISO-8859-1", replaced(NORMAL_TABLE, "Iran,", "Irán,", "iso-8859-1")),
-    tree("csv in Windows-1252: control characters", replaced(NORMAL_TABLE, "Negin", "\x93Negin",
-         "iso-8859-1"), "Institution is", NORMAL_TABLE.name),
+    tree("csv in UTF-16", edited(XRAY_TABLE, lambda c: c.decode().encode("utf-16")),
+         "is no UTF-8", XRAY_TABLE.name),
+    tree("csv in ISO-8859-1, the one that is published so", replaced(COVID_TABLE, "Iran,", "Irán,",
+         "iso-8859-1")),
+    tree("csv in ISO-8859-1, another one", replaced(NORMAL_TABLE, "Iran,", "Irán,", "iso-8859-1"),
+         "line 2: the byte 0xe1 is no UTF-8", NORMAL_TABLE.name),
+    tree("csv in Windows-1251", replaced(NORMAL_TABLE, "Iran,", "Москва,", "cp1251"),
+         "line 2: the byte 0xcc is no UTF-8", NORMAL_TABLE.name),
+    tree("csv in UTF-8, a single byte in ISO-8859-1", edited(COVID_TABLE, lambda c: c.replace(
+         b"Iran,", "Irán,".encode(), 1).replace(b"Iran,", b"Ir\xe1n,", 1)),
+         "is no UTF-8", CSV),
+    tree("csv in Windows-1252: control characters", replaced(COVID_TABLE, "Iran,", "\x93Iran,",
+         "iso-8859-1"), "Country is", CSV),
     tree("csv, a line end within free text", replaced(XRAY_TABLE, "bilateral PTB",
          '"bilateral\nPTB"')),
     tree("csv, a line end within a name", renamed("P001\n60.png"), "printable text", CSV),
@@ -514,6 +570,9 @@ TREES = [
          "x.png"),
     tree("a pipe (FIFO) for a volume", lambda raw: os.mkfifo(
          raw / STUDIES / "CT-0" / "study_0901.nii"), "neither a file nor a folder", "study_0901"),
+    tree("a picture that may not be read", unreadable(COVID / SLICE), "Permission denied", SLICE),
+    tree("a table that may not be read", unreadable(XRAY_TABLE), "Permission denied",
+         XRAY_TABLE.name),
     tree("a name with spaces, quotes and %", renamed("P 001 \"'%41%.png")),
     tree("a name that begins with a dash", renamed("-rf.png")),
     tree("a name of 255 bytes", renamed("x" * 251 + ".png")),
@@ -563,8 +622,9 @@ listed at once, nothing half-written is left, and what was there before stays.
   states are only ever looked up among the files that the folder lists, so that no table can make a
   stage open another file. A link to nothing, or in a circle, is refused.
 - **Sizes** are judged before anything is unpacked: no file takes more than a gibibyte of memory.
-- **What cannot be noticed**: a changed byte in a JPEG, or in a volume that is not gzipped, since
-  they have no checksum; and in a csv where the text stays a possible one.
+- **What cannot be noticed**: damage inside a JPEG that has its end mark, be it a changed byte, an
+  end mark too early or a piece of zeros, and a changed byte in a volume that is not gzipped, since
+  neither has a checksum; and in a csv where the text stays a possible one.
 """
 
 

@@ -66,6 +66,13 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
     assert device.asked == []
 
 
+def test_what_a_journal_knows_of_other_rows_is_ignored():
+    journal = SimpleNamespace(answers=lambda: {1: "a", 7: "b"}, add=lambda answers: None)
+    batches = iter(in_batches(np.arange(4), 2))
+    answers = answer(start(1), batches, lambda rows: rows.tolist(), journal)
+    assert answers == {0: 0, 1: "a", 2: 2, 3: 3}
+
+
 # --- Processes -------------------------------------------------------------------------------
 
 

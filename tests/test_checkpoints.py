@@ -45,6 +45,7 @@ from transformers.initialization import no_init_weights
 
 from chest.compute import CheckpointError, find_checkpoint, load_normalization, start, to_pixels
 from chest.errors import ParameterError
+from chest.labels import LABELS
 from chest.params import load_params
 from chest.qwen import answer_likelihoods, load_reader, pose
 from chest.siglip import (
@@ -53,6 +54,7 @@ from chest.siglip import (
     classify,
     load_classifier,
     load_for_prompts,
+    load_trained,
     score,
     tokenize,
 )
@@ -349,6 +351,64 @@ def test_weights_of_another_shape_are_named(tiny, tmp_path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=f"1 weights of .*{name}"):
         load_classifier(find_checkpoint(str(folder), "main"), 448)
+
+
+VISION, TEXT = "vision_config", "text_config"
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        ([VISION, "patch_size"], 0),
+        ([VISION, "patch_size"], -1),
+        ([VISION, "patch_size"], "x"),
+        ([VISION, "num_attention_heads"], 0),
+        ([VISION, "num_attention_heads"], 3.5),
+        ([VISION, "hidden_act"], "nope"),
+        ([VISION, "hidden_act"], 3),
+        ([VISION, "dtype"], "nope"),
+        ([VISION], []),
+        ([VISION, "layer_norm_eps"], "x"),
+        (["num_labels"], "x"),
+        (["id2label"], []),
+        (["id2label"], {"x": "y"}),
+        (["dtype"], "nope"),
+        (["dtype"], []),
+        (["transformers_weights"], 3),
+        (["model_type"], None),
+        (["model_type"], [3]),
+    ],
+)
+@pytest.mark.parametrize("load", [load_for_prompts, load_classifier, load_trained])
+def test_a_config_that_makes_no_model_is_refused(tiny, tmp_path, keys, value, load):
+    folder = shutil.copytree(tiny("google/medsiglip-448").checkpoint, tmp_path / "copy")
+    content = json.loads((folder / "config.json").read_text())
+    content["id2label"] = dict(enumerate(LABELS))
+    *parents, last = keys
+    section = content[parents[0]] if parents else content
+    section[last] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(
+        CheckpointError, match=rf"{folder} .*(config\.json|of the kind|no classifier)"
+    ):
+        load(find_checkpoint(str(folder), "main"), 448)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"abc"', "{}"])
+@pytest.mark.parametrize("load", [load_for_prompts, load_classifier, load_trained])
+def test_a_config_that_is_none_is_refused(tiny, tmp_path, content, load):
+    folder = shutil.copytree(tiny("google/medsiglip-448").checkpoint, tmp_path / "copy")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{folder} .* config\.json"):
+        load(find_checkpoint(str(folder), "main"), 448)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 9999])
+def test_a_tokenizers_config_that_is_none_is_refused(tiny, tmp_path, content):
+    folder = shutil.copytree(tiny("google/medsiglip-448").checkpoint, tmp_path / "copy")
+    (folder / "tokenizer_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{folder} .* tokenizer"):
+        load_for_prompts(find_checkpoint(str(folder), "main"), 448)
 
 
 @pytest.mark.parametrize("side", [384, 512])

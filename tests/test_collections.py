@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -237,3 +238,17 @@ def test_an_image_in_another_class_folder_than_its_row_is_refused(raw):
     name = min(path.name for path in (images / "1NonCOVID").glob("normal*.png"))
     (images / "1NonCOVID" / name).rename(images / "2COVID" / name)
     assert "in this folder, but its row puts it into 1NonCOVID" in refusals(raw)
+
+
+@pytest.mark.parametrize("column", ["patient_id", "site"])
+def test_the_forms_of_unicode_are_one_patient_and_one_hospital(raw, column):
+    csv = raw / CT_SLICES / "meta_data_normal.csv"
+    table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    rows = table.index[table["study_file"] == ""][:2]
+    for name in ("Patient ID", "Institution"):
+        table.loc[rows, name] = [unicodedata.normalize(form, "Málaga") for form in ("NFC", "NFD")]
+    table.to_csv(csv, index=False)
+    problems = []
+    found = slice_table(csv, "Normal", problems)
+    assert problems == []
+    assert found.loc[table.loc[rows, "File name"], column].nunique() == 1

@@ -1,10 +1,14 @@
 """Where weights come from, and what is recorded of a run."""
 
+import errno
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from chest.compute import (
     CheckpointError,
@@ -68,6 +72,81 @@ def test_a_checkpoint_that_is_nowhere_is_refused(hub, name):
 def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         load_for_prompts(find_checkpoint(str(tmp_path), "main"), 224)
+
+
+NUMBERS = ["abc", 0.5, [0.5] * 2, ["x"] * 3, [None] * 3, [float("nan")] * 3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        {"image_mean": [0.5] * 3},
+        *({"image_mean": [0.5] * 3, "image_std": std} for std in [*NUMBERS, [10**400] * 3]),
+        *({"image_mean": mean, "image_std": [0.5] * 3} for mean in NUMBERS),
+        *({"image_mean": [0.5] * 3, "image_std": [0.5, 0.5, std]} for std in (0, -1, 1e-60, 1e60)),
+    ],
+)
+def test_a_normalization_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}.* its preprocessor_config.json"):
+        load_normalization(find_checkpoint(str(tmp_path), "main"))
+
+
+@pytest.mark.parametrize("kind", [KeyError, AttributeError, RecursionError, Exception])
+def test_whatever_a_loader_raises_names_the_checkpoint_and_the_part(tmp_path, kind):
+    def load(*_, **__):
+        raise kind("no\n\x1b[2Jno")
+
+    told = rf"{tmp_path}.* its weights cannot be used \({kind.__name__}: .*no"
+    with pytest.raises(CheckpointError, match=told) as error:
+        find_checkpoint(str(tmp_path), "main").load(load, "weights")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
+def test_what_is_no_fault_of_the_checkpoint_is_not_taken_for_one(tmp_path, kind):
+    def load(*_, **__):
+        raise kind
+
+    with pytest.raises(kind):
+        find_checkpoint(str(tmp_path), "main").load(load)
+
+
+def test_a_file_that_may_not_be_read_is_named(checkpoints, tmp_path, monkeypatch):
+    folder, opened = shutil.copytree(checkpoints / "siglip", tmp_path / "siglip"), Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == "model.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=f"{folder}/model.safetensors"):
+        find_checkpoint(str(folder), "main")
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "a/b", 3])
+def test_an_index_that_leads_to_weights_elsewhere_is_refused(checkpoints, tmp_path, name):
+    folder = shutil.copytree(checkpoints / "siglip", tmp_path / "siglip")
+    outside = tmp_path / "outside.safetensors"
+    (folder / "model.safetensors").rename(outside)
+    with safe_open(outside, "pt") as weights:
+        names = dict.fromkeys(weights.keys(), str(outside) if str(name)[0] == "/" else name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(CheckpointError, match=f"{folder} .*model.safetensors.index.json"):
+        load_for_prompts(find_checkpoint(str(folder), "main"), 224)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": []}', '{"weight_map": null}'])
+def test_an_index_that_is_none_is_refused(checkpoints, tmp_path, content):
+    folder = shutil.copytree(checkpoints / "siglip", tmp_path / "siglip")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json cannot be used"):
+        load_for_prompts(find_checkpoint(str(folder), "main"), 224)
 
 
 def test_the_record_says_what_a_result_needs_to_be_believed(checkpoints):

@@ -256,6 +256,22 @@ def test_a_slice_that_is_gone_is_named(cut, capsys):
     assert "data/slices/study_0001.png" in failure("build_manifest", capsys)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda index: index.replace(",covid19,", ",healthy,", 1), "the label 'healthy'"),
+        (lambda index: index.replace(",covid19,", ",tuberculosis,", 1), "the label 'tuberculosis'"),
+        (lambda index: "".join(index.splitlines(True)[:-1]), "no row in index.csv"),
+        (lambda index: index + index.splitlines(True)[-1], "2 images of that name"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_slices_is_refused(cut, capsys, change, told):
+    index = Path("data/slices/index.csv")
+    index.write_text(change(index.read_text()))
+    assert told in failure("build_manifest", capsys)
+    assert not Path("data/manifest.csv").exists()
+
+
 # --- split -----------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """DICOM: the same picture as of a volume, X-rays as their files say, and what is refused."""
 
+import io
 import tracemalloc
 from itertools import permutations, product
 
@@ -7,12 +8,16 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from corpus import thrifty
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLosslessSV1,
     MediaStorageDirectoryStorage,
     RLELossless,
@@ -256,6 +261,41 @@ def test_pixels_that_cannot_be_used_are_refused(tmp_path, read, dataset, told):
     with pytest.raises(DicomError, match=told) as error:
         read(path)
     assert str(path) in str(error.value)
+
+
+def compressed(grey, form, syntax, **tags):
+    """A DICOM file whose pixels are the picture `grey`, (rows, columns), as a JPEG of that form."""
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, form)
+    eight = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    dataset = make(np.zeros(grey.shape[:2], np.uint8), **DX, **{**eight, **tags})
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = pydicom.encaps.encapsulate([stream.getvalue()])
+    return dataset
+
+
+STREAMS = [("JPEG", JPEGBaseline8Bit), ("JPEG2000", JPEG2000Lossless)]
+
+
+@pytest.mark.parametrize(("form", "syntax"), STREAMS)
+def test_a_compressed_xray_is_read(tmp_path, form, syntax):
+    grey = np.tile(np.arange(40, dtype=np.uint8), (30, 1))
+    found = read_xray(save(tmp_path / "a", compressed(grey, form, syntax)))
+    assert np.abs(found - np.round(grey / 39 * 255)).max() <= 10
+
+
+@pytest.mark.parametrize(("form", "syntax"), STREAMS)
+def test_a_picture_larger_than_the_tags_say_is_refused_before_it_is_decoded(tmp_path, form, syntax):
+    grey = np.zeros((5000, 5000), np.uint8)
+    path = save(tmp_path / "a", compressed(grey, form, syntax, Rows=10, Columns=10))
+    with thrifty(grey.size), pytest.raises(DicomError, match="5000 x 5000 px in 1 channel"):
+        read_xray(path)
+
+
+def test_a_compressed_picture_in_colours_is_refused(tmp_path):
+    dataset = compressed(np.zeros((30, 40, 3), np.uint8), *STREAMS[0])
+    with pytest.raises(DicomError, match="40 x 30 px in 3 channels"):
+        read_xray(save(tmp_path / "a", dataset))
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.6, 0.9, 0.99])

@@ -1,11 +1,13 @@
 """The collections are fetched, unpacked and checked; nothing bad gets out of an archive."""
 
 import errno
+import gzip
 import io
 import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
@@ -18,6 +20,7 @@ from types import SimpleNamespace
 import kagglehub
 import pandas as pd
 import pytest
+from corpus import thrifty
 from kagglehub.exceptions import DataCorruptionError, KaggleApiHTTPError, UnauthenticatedError
 from support import BESIDE, ROOT, load_script
 
@@ -28,6 +31,7 @@ from chest.errors import run
 from chest.params import load_params
 
 download = load_script("tools/download.py")
+MUCH = 64 * 2**20  # bytes of memory for the list of what is in an archive
 FOLDERS = {"ct_slices": CT_SLICES, "ct_volumes": CT_VOLUMES, "xrays": XRAYS}
 
 
@@ -459,6 +463,72 @@ def test_a_tar_header_does_not_fill_the_memory(tmp_path):
     (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(10240))
     with pytest.raises(archives.ArchiveError, match="a header with a size of 1000000000"):
         read_contents(tmp_path / "x.tar")
+
+
+def headed(count, **headers):
+    """The blocks of `count` empty members of a tar, each behind the same extended header."""
+    info = tarfile.TarInfo("x")
+    info.pax_headers = headers
+    return info.tobuf(tarfile.PAX_FORMAT) * count
+
+
+def test_headers_count_as_unpacked(tmp_path):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(headed(300, comment="a" * 60_000)))
+    with thrifty(MUCH):
+        found = read_contents(tmp_path / "x.gz")
+    assert "times as large unpacked as packed" in found.problems[0].found
+    assert len(found.members) < 300
+
+
+def test_headers_of_many_members_do_not_fill_the_memory(tmp_path):
+    (tmp_path / "x.tar").write_bytes(headed(2000, comment="a" * 60_000) + bytes(10240))
+    with thrifty(MUCH):
+        assert len(read_contents(tmp_path / "x.tar").members) == 2000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        headed(1, comment="a" * 2**16),
+        headed(1, path="a/" * 600),
+        # A map of holes that goes on and on.
+        headed(1, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "x"})
+        + b"99999999\n" + b"0\n" * 10**7,
+    ],
+)  # fmt: skip
+def test_a_tar_member_has_small_headers(tmp_path, content):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(content + bytes(-len(content) % 512 + 10240)))
+    with (
+        thrifty(MUCH),
+        pytest.raises(archives.ArchiveError, match=r"a header|headers|a path"),
+    ):
+        read_contents(tmp_path / "x.gz")
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_a_zip_of_too_many_members_is_refused_before_they_are_listed(tmp_path, zip64):
+    entry = struct.pack("<4s24xHHH12x", b"PK\1\2", 2, 0, 0) + b"a/"
+    directory = entry * 200_000
+    size, start = len(directory), 4
+    content = b"PK\3\4" + directory
+    if zip64:
+        content += struct.pack("<4sQ28xQQ", b"PK\6\6", 44, size, start)
+        content += struct.pack("<4sLQL", b"PK\6\7", 0, start + size, 1)
+        size = start = 0xFFFFFFFF
+    content += struct.pack("<4s8xLLH", b"PK\5\6", size, start, 0)
+    (tmp_path / "x.zip").write_bytes(content)
+    with thrifty(MUCH):
+        found = read_contents(tmp_path / "x.zip")
+    assert [problem.found for problem in found.problems] == ["more than 60,000 members"]
+
+
+def test_a_zip_of_long_names_is_refused_before_they_are_listed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for number in range(100):
+            file.writestr(f"{number}/" + "a" * 60_000, "")
+    limits = Limits(members=100, unpacked=10**9, ratio=20)
+    with pytest.raises(archives.ArchiveError, match="a directory of"):
+        read_contents(tmp_path / "x.zip", limits)
 
 
 def test_a_tar_header_does_not_lead_backwards(tmp_path):

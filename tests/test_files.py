@@ -110,7 +110,8 @@ def write_both(folder, content):
 
 def test_what_is_written_together_appears_together(tmp_path):
     with together():
-        write_both(tmp_path, "old")
+        with together():
+            write_both(tmp_path, "old")
         assert not (tmp_path / "a.csv").exists()
     with pytest.raises(OSError, match="full"), together():
         write_both(tmp_path, "new")

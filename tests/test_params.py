@@ -5,7 +5,7 @@ import os
 import pytest
 import yaml
 from dvc.utils.serialize import parse_yaml
-from support import ROOT
+from support import ROOT, write_params
 
 from chest.errors import ParameterError
 from chest.params import load_params
@@ -103,6 +103,45 @@ def test_what_cannot_be_is_refused_by_its_name(tmp_path, old, new, told):
         load(tmp_path, **{old: new})
 
 
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [
+        ("study.zeroshot_qwen.batch_size", 65_536),
+        ("study.zeroshot_siglip.batch_size", 65_536),
+        ("phantom.finetune_siglip.batch_size", 65_536),
+        ("study.finetune_siglip.epochs", 10_000),
+        ("study.finetune_siglip.warmup_steps", 10**9),
+        ("study.finetune_siglip.save_every", 10**9),
+        ("study.zeroshot_qwen.max_new_tokens", 4096),
+        ("study.expected_counts.normal", 10**9),
+    ],
+)
+def test_numbers_have_an_upper_limit(tmp_path, key, most):
+    write_params(tmp_path, **{key: most})
+    load_params(tmp_path / "params.yaml")
+    for more in (most + 1, 10**30, 10**400):
+        write_params(tmp_path, **{key: more})
+        with pytest.raises(ParameterError, match=rf"{key}: .* less than or equal to {most} "):
+            load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "fits", "beyond"),
+    [
+        ("prompts.qwen.question", "{modality}" + "x" * 1990, "{modality}" + "x" * 1991),
+        ("prompts.qwen.answers.normal", "x" * 2000, "x" * 2001),
+        ("study.zeroshot_qwen.checkpoint", "x" * 2000, "x" * 90_000),
+        ("prompts.siglip.normal", ["x"] * 1000, ["x"] * 1001),
+    ],
+)
+def test_texts_have_an_upper_limit(tmp_path, key, fits, beyond):
+    write_params(tmp_path, **{key: fits})
+    load_params(tmp_path / "params.yaml")
+    write_params(tmp_path, **{key: beyond})
+    with pytest.raises(ParameterError, match=rf"{key}: .* at most (2000 characters|1000 items)"):
+        load_params(tmp_path / "params.yaml")
+
+
 def test_everything_that_is_wrong_is_told_at_once(tmp_path):
     with pytest.raises(ParameterError) as error:
         load(tmp_path, **{"seed: 42": "seed: x", "epochs: 10": "epochs: 0", "val: 0.1": "vel: 0.1"})
@@ -135,6 +174,7 @@ BOMB = "\n".join(  # nine lists of nine lists of nine …: 9^12 words
     [
         ("*x12", r"seed: .*\[\.\.\.\]"),
         ("0x" + "f" * 5000, "seed: .*a number of 20000 bits"),
+        ("[0x" + "f" * 9000 + "]", r"seed: .*\[a number of 36000 bits\]"),
         ("1" * 5000, "cannot be read"),
         ("!!int ''", "cannot be read"),
         ("!!float ''", "cannot be read"),

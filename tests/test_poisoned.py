@@ -5,10 +5,13 @@ committed, or said to be unknown there.
 """
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import test_review
@@ -17,9 +20,11 @@ from support import failure, load_script, run_stage
 from test_evaluate import make_answers
 from test_review import refusal, run
 
-from chest import predictions, report, review
+from chest import audit, predictions, report, review
+from chest.dataset import read_labelled
 from chest.errors import InputError
 from chest.files import write_json, write_table
+from chest.labels import LABELS
 from chest.systems import PROBES, SYSTEMS
 
 origin, repository = test_review.origin, test_review.repository
@@ -76,14 +81,21 @@ def refused(capsys, path, told):
 
 
 def swapped(table):
-    table.loc[:1, "actual"] = table.loc[:1, "actual"].to_numpy()[::-1]
-    assert table["actual"][0] != table["actual"][1]
+    other = table.index[table["actual"] != table["actual"][0]][0]
+    table.loc[[0, other], "actual"] = table.loc[[other, 0], "actual"].to_numpy()
     return table
 
 
 def of_another_split(table):
-    table["split"] = table["split"].replace({"val": "train"})
+    table["split"] = table["split"].replace({"test": "train"})
     return table
+
+
+def of_val_alone(table):
+    """Whole and right in themselves; on each side, what they answer is not what is asked."""
+    known = read_labelled()
+    known = known[known["split"] == "val"]
+    return predictions.tabulate(known, np.eye(3)[known["label"].map(LABELS.index)])
 
 
 def of_another_manifest(table):
@@ -105,32 +117,39 @@ POISONED = {
     "negative": (cell("normal", "-0.1"), "no probabilities"),
     "infinite": (cell("normal", "inf"), "no probabilities"),
     "no number": (cell("normal", "half"), "half"),
+    "val alone": (of_val_alone, "answers of val"),
     "another split": (of_another_split, "images missing"),
     "an unknown split": (cell("split", "holdout"), "another split of"),
     "another manifest": (of_another_manifest, "that do not belong"),
     "actual swapped": (swapped, "another actual of"),
     "an unknown class": (cell("predicted", "healthy"), "the answer 'healthy'"),
     "not the most probable": (least_probable, "not the most probable"),
-    "unparsed": (cell("predicted", "unparsed"), "1 unparsed answers"),
+    "unparsed": (cell("predicted", "unparsed"), "unparsed answers"),
     "a column more": (lambda table: table.assign(note=""), "the columns"),
     "no answer": (lambda table: table[:0], "a split"),
 }
 
 
+FILES = [predictions.path_of(system) for system in SYSTEMS]
+FILES += [predictions.path_of(probe, predictions.PROBES) for probe in PROBES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("how", POISONED)
-def test_poisoned_answers_are_not_scored(place, capsys, how):
-    path = predictions.path_of(SYSTEM)
+def test_poisoned_answers_are_not_scored(place, capsys, how, path):
     edit, told = POISONED[how]
     change(path, edit)
     refused(capsys, path, told)
 
 
-@pytest.mark.parametrize("how", ["unparsed", "missing", "NaN"])
-def test_nor_are_those_of_probes(place, capsys, how):
-    path = predictions.path_of(PROBES[1], predictions.PROBES)
-    edit, told = POISONED[how]
-    change(path, edit)
-    refused(capsys, path, told)
+@pytest.mark.parametrize("system", ["finetune_siglip", "floor_modality", "floor_site"])
+def test_answers_of_test_alone_are_not_all_that_is_due(place, capsys, system):
+    path = predictions.path_of(system)
+    change(path, lambda table: table[table["split"] == "test"])
+    n = len(pd.read_csv(path))
+    record = predictions.record_path_of(system)
+    write_json(record, {**json.loads(record.read_text()), "n": n})
+    refused(capsys, path, "answers of test")
 
 
 def test_an_unparsed_answer_favours_no_class(place, capsys):
@@ -179,6 +198,20 @@ RECORDS = {
     "no such epoch": (lambda text: text.replace('"best_epoch": 1', '"best_epoch": 9'),
                       "no epoch 9"),
     "no device": (lambda text: text.replace('"device"', '"machine"'), "device: null"),
+    "NaN": (lambda text: text.replace("1.5", "NaN"), "NaN"),
+    "infinite": (lambda text: text.replace("1.5", "1e999"), "temperature: Infinity"),
+    "negative": (lambda text: text.replace("1.5", "-1.5"), "temperature: -1.5"),
+    "no unicode": (lambda text: text.replace('"CPU"', r'"\ud800"'), r'device: "\ud800"'),
+    "two lines": (lambda text: text.replace('"CPU"', r'"CPU\n# x"'), r'device: "CPU\n# x"'),
+    "HTML": (lambda text: text.replace('"CPU"', '"<b>CPU</b>"'), "device: "),
+    "a formula": (lambda text: text.replace('"CPU"', '"=1+1"'), "device: "),
+    "no text": (lambda text: text.replace('"CPU"', '""'), 'device: ""'),
+    "no commit": (lambda text: text.replace('"commit": null', '"commit": 7'), "commit: 7"),
+    "weights of another name": (lambda text: text.replace('"random"', '"Random"'),
+                                "pretrained or random"),
+    "weights of a floor": (lambda text: text.replace('"random"', '"none"'), "pretrained or random"),
+    "a key more": (lambda text: text.replace("{", '{"patient": "Jane Doe",'), "patient"),
+    "without end": (lambda text: "[" * 100_000, "found:"),
 }  # fmt: skip
 
 
@@ -194,6 +227,18 @@ def test_poisoned_records_are_not_taken(place, capsys, how):
     edit, told = RECORDS[how]
     poison(path, edit)
     refused(capsys, path, told)
+
+
+@pytest.mark.parametrize("how", [how for how in RECORDS if "epoch" not in how])
+def test_nor_are_those_of_probes(place, capsys, how):
+    path = predictions.record_path_of(PROBES[1], predictions.PROBES)
+    edit, told = RECORDS[how]
+    text = path.read_text()
+    if edit(text) != text:  # they have no temperature
+        poison(path, edit)
+        refused(capsys, path, told)
+    path.unlink()
+    refused(capsys, path, "No such file")
 
 
 @pytest.mark.parametrize("by", ["modality", "ite", "", 7, None])
@@ -219,6 +264,8 @@ CURVES = {
     "words": (lambda text: text.replace("0.9", "good"), "rows that are no epochs"),
     "NaN": (lambda text: text.replace("0.9", "nan"), "rows that are no epochs"),
     "infinite": (lambda text: text.replace("0.9", "inf"), "rows that are no epochs"),
+    "a share of 7": (lambda text: text.replace("0.6", "7"), "from 0 to 1"),
+    "a negative loss": (lambda text: text.replace("0.9", "-0.9"), "rows that are no epochs"),
     "an epoch twice": (lambda text: text + text.splitlines()[-1], "rows that are no epochs"),
     "a row too long": (lambda text: text.replace("\n1,", "\n1,1,"), "more or fewer fields"),
     "no row": (lambda text: text.splitlines()[0], "no epoch 1"),
@@ -233,7 +280,88 @@ def test_a_poisoned_curve_is_not_drawn(place, capsys, how):
     refused(capsys, path, told)
 
 
+PAIR = ["3", "image-000", "train", "covid19", "p0", "ct_slices",
+        "image-001", "test", "normal", "p0", "ct_slices"]  # fmt: skip
+
+
+def audited(**changes):
+    """A near-duplicate in data/audit, with `changes` to its columns."""
+    pair = dict(zip(audit.NEAR_COLUMNS, PAIR, strict=True)) | changes
+    write_table(audit.NEAR_DUPLICATES, pd.DataFrame([pair]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"distance": "-5"}, "distances from 0"),
+        ({"distance": "25"}, "distances from 0"),
+        ({"image_id_a": "Jane Doe 1960"}, "Jane Doe 1960"),
+        ({"label_b": "healthy"}, "image-001"),
+        ({"patient_id_a": "Jane Doe"}, "image-000"),
+        ({"split_a": "val"}, "image-000"),
+        (dict(zip(audit.NEAR_COLUMNS[1:], PAIR[6:] + PAIR[1:6], strict=True)), "other pairs"),
+    ],
+)
+def test_near_duplicates_of_other_images_are_not_shown(place, capsys, changes, told):
+    table = read_labelled().set_index("image_id")
+    for image, at in (("image-000", 1), ("image-001", 6)):
+        assert [image, *table.loc[image, list(audit.DESCRIBED[1:])]] == PAIR[at : at + 5]
+    audited()
+    run_stage("evaluate")
+    audited(**changes)
+    refused(capsys, audit.NEAR_DUPLICATES, told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"test_images": 3700, "train_test": 3700, "pairs": 3700}, "test_images: 3700"),
+        ({"test_images": 8}, "counts that add up"),
+        ({"test_images": 0}, "counts that add up"),
+        ({"pairs": 6}, "counts that add up"),
+        ({"same_patient": 8}, "counts that add up"),
+        ({"other_label": 8}, "counts that add up"),
+        ({"pairs": float("inf")}, "no number"),
+    ],
+)
+def test_counts_that_cannot_be_are_not_shown(place, capsys, changes, told):
+    counts = json.loads(audit.COUNTS.read_text())
+    audit.COUNTS.write_text(json.dumps(counts | changes))
+    refused(capsys, audit.COUNTS, told)
+
+
+def test_counts_without_end_are_refused(place, capsys):
+    audit.COUNTS.write_text("[" * 100_000)
+    refused(capsys, audit.COUNTS, "found:")
+
+
+PIPES = ["data/manifest.csv", "data/split.csv", "data/images.npy", audit.COUNTS, FILES[0],
+         predictions.record_path_of(SYSTEM)]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PIPES, ids=str)
+def test_nobody_waits_for_the_other_end_of_a_pipe(place, capsys, path):
+    Path(path).unlink()
+    os.mkfifo(path)
+    signal.alarm(20)  # else the test would wait too
+    try:
+        refused(capsys, path, "no regular file")
+    finally:
+        signal.alarm(0)
+
+
 # --- The review ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", ["zeroshot_siglip", "finetune_siglip"])
+@pytest.mark.parametrize("how", POISONED)
+def test_poisoned_answers_are_not_reviewed(repository, capsys, how, system):
+    path = predictions.path_of(system)
+    edit, told = POISONED[how]
+    change(path, edit)
+    message = refusal(capsys, "main")
+    assert f"now: {path}" in message
+    assert told in message
 
 
 def side(name="now"):

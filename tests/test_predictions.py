@@ -46,6 +46,20 @@ def test_unparsed_answers_are_marked():
     assert list(table["predicted"]) == ["normal", "unparsed", "covid19"]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_numbers_are_no_answer(value):
+    faulty = PROBABILITIES.copy()
+    faulty[1:, 0] = value
+    with pytest.raises(InputError, match=r"the answer to b\n.*no finite .*2 of 3 images"):
+        predictions.tabulate(TEST, [None, *faulty[1:]])
+
+
+def test_answers_to_other_splits_than_are_due_are_refused(place):
+    assert len(predictions.read("s", TABLE, due=[("train",), ("test",)])) == 3
+    with pytest.raises(InputError, match=r"answers of test\n.*val and test, or train"):
+        predictions.read("s", TABLE, due=[("val", "test"), ("train",)])
+
+
 def test_what_was_written_is_read(place):
     assert place.read_text().splitlines()[:2] == [
         "image_id,split,actual,predicted,covid19,normal,tuberculosis",

@@ -1,12 +1,14 @@
 """Qwen2.5-VL: prompt, image tokens, scores and answers, on the tiny checkpoint."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support import ROOT
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -175,6 +177,90 @@ def test_a_checkpoint_without_a_chat_template_is_refused(checkpoints, tmp_path):
     (folder / "chat_template.json").unlink()
     with pytest.raises(CheckpointError, match="chat template"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% if", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ a.b.c }}", 3, {"default": "x"}],
+)
+def test_a_chat_template_that_fails_is_told(checkpoints, tmp_path, template):
+    folder = shutil.copytree(checkpoints / "qwen", tmp_path / "qwen")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(CheckpointError, match=f"{folder}.* chat template"):
+        prompt_ids(load(folder), QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("model.safetensors", "", "weights"),
+        ("model.safetensors", "PK" * 99, "weights"),
+        ("config.json", "[]", r"config\.json"),
+        ("config.json", "{}", r"config\.json"),
+        ("chat_template.json", "[]", "chat template"),
+        ("tokenizer_config.json", "[]", "tokenizer"),
+        ("tokenizer.json", "{}", "tokenizer"),
+        ("preprocessor_config.json", "{}", r"preprocessor_config\.json"),
+    ],
+)
+def test_a_file_of_another_content_is_refused(checkpoints, tmp_path, file, content, told):
+    folder = shutil.copytree(checkpoints / "qwen", tmp_path / "qwen")
+    (folder / file).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{folder} .*{told}"):
+        load(folder)
+
+
+def test_a_tokenizer_that_fails_is_told(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints / "qwen", tmp_path / "qwen")
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    content["tokenizer_class"] = "BertTokenizer"  # it has no token for words that it does not know
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=f"{folder}.* tokenizer"):
+        prompt_ids(load(folder), QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("tower", "key"), [("text_config", "num_hidden_layers"), ("vision_config", "depth")]
+)
+def test_weights_that_the_config_leaves_out_are_refused(checkpoints, tmp_path, tower, key):
+    folder = shutil.copytree(checkpoints / "qwen", tmp_path / "qwen")
+    content = json.loads((folder / "config.json").read_text())
+    content[tower][key] = 1
+    content[tower].pop("layer_types", None)  # older files do not have it
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="of its weights have no place in"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("tower", "key", "value"),
+    [
+        ("vision_config", "patch_size", 0),
+        ("vision_config", "spatial_merge_size", 0),
+        ("vision_config", "window_size", 1),
+        ("vision_config", "num_heads", 3),
+        ("text_config", "rope_parameters", None),
+        ("text_config", "num_attention_heads", 0),
+    ],
+)
+def test_settings_that_fit_no_weights_are_refused(checkpoints, tmp_path, tower, key, value):
+    folder = shutil.copytree(checkpoints / "qwen", tmp_path / "qwen")
+    content = json.loads((folder / "config.json").read_text())
+    content[tower][key] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"{folder} .*config\.json"):
+        load(folder)
+
+
+def test_weights_of_other_versions_names_are_no_foreign_ones(checkpoints, reader, images, tmp_path):
+    # Files have the names of an older transformers, as the hub's; a newer one may write its own.
+    folder = shutil.copytree(checkpoints / "qwen", tmp_path / "qwen")
+    weights = load_file(folder / "model.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"visual", "model"}
+    own = {"visual": "model.visual", "model": "model.language_model"}
+    renamed = {re.sub(r"^\w+", lambda m: own[m[0]], name): x for name, x in weights.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    assert torch.equal(likelihoods(load(folder), images), likelihoods(reader, images))
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def write_tables():
 
 
 def answer(system, wrong):
-    """Predictions of the test split, right but for the rows `wrong`, and what is known of them."""
+    """Predictions that are right but for the rows `wrong`; those of the test split come first."""
     table = read_labelled()
-    table = table[table["split"] == "test"]
+    table = table[table["split"].isin(predictions.ANSWERED[system][0])]
     certain = np.eye(3)[table["label"].map(LABELS.index)]
     certain[wrong] = np.roll(certain[wrong], 1, axis=1)
     Path("data/predictions").mkdir(exist_ok=True)
@@ -78,6 +78,7 @@ def evaluate(systems=SYSTEMS, epoch=1):
         table = predictions.read(system, labelled).merge(
             labelled[["image_id", "patient_id"]], on="image_id"
         )
+        table = table[table["split"] == "test"].reset_index(drop=True)
         figures[system] = scores.headline(table, intervals(table, 42))
         write_table(f"plots/confusion_{system}.csv", table[["actual", "predicted"]])
     write_json("metrics/test.json", rounded(figures))
@@ -167,7 +168,7 @@ def reviewed(origin, tmp_path_factory):
     shutil.copytree(origin, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        before = predictions.read("finetune_siglip", read_labelled())
+        before = answers_to_test()
         answer("finetune_siglip", list(range(25)))
         answer("floor_site", [0])
         evaluate(("finetune_siglip", "floor_site"), epoch=2)
@@ -176,8 +177,12 @@ def reviewed(origin, tmp_path_factory):
             "seed": 43, "prompts.qwen.question": f"{{modality}}\n{HOSTILE}", "split.train": 0.8
         })  # fmt: skip
         markdown, html = run("main")
-        after = predictions.read("finetune_siglip", read_labelled())
+        after = answers_to_test()
         yield before, after, markdown, html
+
+
+def answers_to_test():
+    return review.of_test(predictions.read("finetune_siglip", read_labelled())).reset_index()
 
 
 def section(markdown, heading):
@@ -426,6 +431,16 @@ def test_predictions_that_are_not_those_of_the_metrics_are_not_used(repository):
     assert judgement.result is None
     assert "gives a UAR of" in judgement.why
     assert "not of one run" in judgement.why
+
+
+def test_a_file_that_changed_is_not_the_one_that_the_lock_names(repository):
+    # Its own digest counts: dvc.lock and metrics are those of the base.
+    answer("finetune_siglip", list(range(25)))
+    finding, judgement = said(*sides())
+    assert judgement.result is None
+    assert not judgement.alike
+    assert finding.beyond is None
+    assert "No difference is more than noise" not in review.headline([finding])
 
 
 def poison(how):

@@ -1,5 +1,6 @@
 """SigLIP by prompts and as a classifier: what is loaded, tokenized, scored and saved."""
 
+import json
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from chest.siglip import (
     classify,
     load_classifier,
     load_for_prompts,
+    load_trained,
     save_classifier,
     score,
     tokenize,
@@ -172,6 +174,131 @@ def test_a_checkpoint_that_lacks_weights_is_refused(checkpoints, tmp_path, load)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="1 weights of"):
         load(find_checkpoint(str(folder), "main"), 224)
+
+
+LOADERS = {
+    "prompts": load_for_prompts,
+    "classifier": load_classifier,
+    "trained": load_trained,
+}
+
+
+@pytest.fixture
+def folder(request, source, checkpoints, tmp_path):
+    """A checkpoint that may be damaged: the tiny one, or what is saved of a classifier."""
+    folder = tmp_path / "model"
+    if request.node.callspec.params.get("name", "trained") != "trained":
+        return shutil.copytree(checkpoints / "siglip", folder)
+    save_classifier(load_classifier(source, 224), load_normalization(source), folder)
+    return folder
+
+
+def change(file, *keys, to):
+    content = json.loads(file.read_text())
+    *parents, last = keys
+    section = content
+    for parent in parents:
+        section = section[parent]
+    section[last] = to
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign"])
+def test_damaged_weights_are_refused(folder, name, damage):
+    path = folder / "model.safetensors"
+    path.write_bytes({"truncated": path.read_bytes()[:-9], "empty": b""}.get(damage, b"PK" * 99))
+    with pytest.raises(CheckpointError, match=rf"{folder} .* its weights .* fetch it again"):
+        LOADERS[name](find_checkpoint(str(folder), "main"), 224)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("layers", [0, 1])
+def test_weights_that_the_config_leaves_out_are_refused(folder, name, layers):
+    change(folder / "config.json", "vision_config", "num_hidden_layers", to=layers)
+    with pytest.raises(CheckpointError, match=r"of its weights have no place in .*encoder\.layers"):
+        LOADERS[name](find_checkpoint(str(folder), "main"), 224)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_sizes_that_no_memory_holds_are_refused_before_they_are_allocated(folder, name):
+    change(folder / "config.json", "vision_config", "hidden_size", to=20_000_000)
+    with pytest.raises(CheckpointError, match="are not in it or have another shape"):
+        LOADERS[name](find_checkpoint(str(folder), "main"), 224)
+
+
+@pytest.mark.parametrize("name", ["prompts", "classifier"])
+def test_buffers_that_older_versions_saved_are_no_foreign_weights(folder, name):
+    weights = load_file(folder / "model.safetensors")
+    weights["vision_model.embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    LOADERS[name](find_checkpoint(str(folder), "main"), 224)
+
+
+@pytest.mark.parametrize("name", ["prompts", "classifier"])
+def test_outputs_have_names_whatever_the_config_says(folder, name, images):
+    for keys in (["return_dict"], ["vision_config", "return_dict"], ["text_config", "return_dict"]):
+        change(folder / "config.json", *keys, to=False)
+    source = find_checkpoint(str(folder), "main")
+    pixels = to_pixels(images, load_normalization(source))
+    if name == "classifier":
+        assert load_classifier(source, 224)(pixel_values=pixels).logits.shape == (5, 3)
+    else:
+        model, tokenizer = load_for_prompts(source, 224)
+        classes = class_embeddings(model, tokenizer, PROMPTS)
+        with torch.inference_mode():
+            assert score(model, pixels, classes).shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        LABELS[:1],
+        LABELS[:2],
+        LABELS[::-1],
+        (*LABELS, "pneumonia"),
+        LABELS * 2,
+        ("covid19", "normal", "Tuberculosis"),
+    ],
+)
+def test_a_classifier_of_other_classes_is_refused(source, tmp_path, classes):
+    config = load_classifier(source, 224).config
+    config.id2label = dict(enumerate(classes))
+    model = SiglipForImageClassification(config)
+    assert model.classifier.out_features == len(classes)
+    save_classifier(model, load_normalization(source), tmp_path)
+    with pytest.raises(CheckpointError, match="no classifier of covid19, normal, tuberc"):
+        load_trained(find_checkpoint(str(tmp_path), "main"), 224)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_head_of_another_width_is_refused(folder, width):
+    weights = load_file(folder / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        weights[name] = weights[name].repeat(*[2] * weights[name].ndim)[:width].clone()
+    weights["classifier.weight"] = weights["classifier.weight"][:, :96].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"2 weights of .* have another shape"):
+        load_trained(find_checkpoint(str(folder), "main"), 224)
+
+
+@pytest.mark.parametrize("token", ["eos_token", "pad_token"])
+def test_a_tokenizer_without_end_or_padding_is_refused(checkpoints, tmp_path, token):
+    folder = shutil.copytree(checkpoints / "siglip", tmp_path / "siglip")
+    change(folder / "tokenizer_config.json", token, to=None)
+    with pytest.raises(CheckpointError, match="no end token, or none for padding"):
+        load_for_prompts(find_checkpoint(str(folder), "main"), 224)
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints / "siglip", tmp_path / "siglip")
+    weights = load_file(folder / "model.safetensors")
+    weights["text_model.embeddings.token_embedding.weight"] = torch.zeros(9, 96)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    change(folder / "config.json", "text_config", "vocab_size", to=9)
+    model, tokenizer = load_for_prompts(find_checkpoint(str(folder), "main"), 224)
+    with pytest.raises(CheckpointError, match=f"{folder}: its tokenizer is another model's"):
+        class_embeddings(model, tokenizer, PROMPTS)
 
 
 def test_pickled_weights_are_refused(checkpoints, tmp_path):

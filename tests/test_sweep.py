@@ -1,10 +1,15 @@
 """The sweep: every variation with every seed as a DVC experiment, mean and spread in one table."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
-from support import load_script, make_pipeline, run_in
+from support import ROOT, load_script, make_pipeline, run_in
 
 from chest.errors import run
 
@@ -14,6 +19,16 @@ import json
 from pathlib import Path
 import yaml
 params = yaml.safe_load(Path("params.yaml").read_text())
+if params["seed"] == 77:  # it takes its time, also to end
+    import os, signal, sys, time
+    def end(*_):
+        time.sleep(0.5)
+        Path("ended").write_text("tidied up")
+        sys.exit(1)
+    signal.signal(signal.SIGTERM, end)
+    Path("partial").write_text(str(os.getpgrp()))
+    os.replace("partial", "began")
+    time.sleep(60)
 uar = float(params["lr"]) * params["seed"]
 Path("metrics.json").write_text(json.dumps({"a": {"uar": uar}}))
 # A second file about the same system.
@@ -111,6 +126,52 @@ def test_a_variation_without_values_is_refused(place, capsys):
     with pytest.raises(SystemExit) as end:
         sweep("--seeds", "1", "1")
     assert end.value.code == 2
+
+
+def under_way(place):
+    """A sweep whose run has begun and lasts."""
+    for name in ("began", "ended"):
+        (place / name).unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools/sweep.py"), "--seeds", "77", "--metric", "a.uar"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (place / "began").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_before_all_is_put_back(place, number):
+    with under_way(place) as process:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + number, errors
+    assert (place / "ended").read_text() == "tidied up"
+    for name in ("began", "ended"):
+        (place / name).unlink()
+    assert run_in(place, "git", "status", "--porcelain") == ""
+    sweep("--seeds", "1", "--metric", "a.uar")  # nothing holds up the next one
+
+
+def test_after_a_killed_sweep_the_next_one_says_how_to_put_back(place, capsys):
+    with under_way(place) as process:
+        process.kill()
+    try:
+        message = failed(capsys, "--seeds", "1", "--metric", "a.uar")
+        assert "commit or stash" not in message
+        assert "a sweep was killed" in message
+        assert "params.yaml" in message
+    finally:
+        os.killpg(int((place / "began").read_text()), signal.SIGKILL)  # the run that it left
+    commands = [line.split() for line in message.splitlines() if line.startswith("    ")]
+    assert len(commands) == 2
+    for command in commands:
+        run_in(place, *command)
+    sweep("--seeds", "1", "--metric", "a.uar")
+    (place / "began").unlink()
+    assert run_in(place, "git", "status", "--porcelain") == ""
 
 
 def test_elsewhere_than_in_a_repository_it_says_so(tmp_path, monkeypatch, capsys):

@@ -2,8 +2,8 @@
 
 It reads a json object a line: ``stage``, ``folder``, ``output`` (a file), ``size`` (limit of the
 files that it may write, in bytes, or null) and ``plain`` (bound by permissions even as root).
-It answers with the child's process number, and, when that has ended, with its exit code (below 0:
-the signal).
+It says "ready" when they are there, and answers with the child's process number as soon as that
+is the stage, and, when it has ended, with its exit code (below 0: the signal).
 """
 
 import ctypes
@@ -30,8 +30,8 @@ for _name in ("AutoTokenizer", "SiglipForImageClassification", "SiglipModel",
     getattr(transformers, _name)
 
 
-def run(order: dict) -> None:
-    """Become the stage, as `python stages/<stage>.py` in the folder would be."""
+def run(order: dict, told: int) -> None:
+    """Become the stage, as `python stages/<stage>.py` in the folder would be; tell when it is."""
     os.chdir(order["folder"])
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
@@ -43,6 +43,10 @@ def run(order: dict) -> None:
     sys.path.insert(0, os.getcwd())
     script = f"stages/{order['stage']}.py"
     sys.argv = [script]
+    sys.orig_argv = [sys.executable, script]
+    import chest.early  # noqa: F401  (the folder's own)
+
+    os.close(told)
     runpy.run_path(script, run_name="__main__")
 
 
@@ -56,12 +60,14 @@ def obey_permissions() -> None:
 
 
 def main() -> None:
+    print("ready", flush=True)
     for line in sys.stdin:
+        begun, telling = os.pipe()
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                run(json.loads(line))
+                run(json.loads(line), telling)
                 code = 0
             except SystemExit as end:
                 code = end.code or 0
@@ -71,6 +77,9 @@ def main() -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
+        os.close(telling)
+        os.read(begun, 1)  # returns when the child has closed its end
+        os.close(begun)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 

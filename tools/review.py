@@ -36,7 +36,7 @@ from chest.dataset import IMAGES, MANIFEST, SPLIT, read_dataset, read_labelled
 from chest.errors import ChestError, InputError, refuse, run
 from chest.files import write_text
 from chest.report import Picture, Review, render, thumbnail, unlike_images
-from chest.review import NAMES, Side, judge, read_side, systems_of
+from chest.review import NAMES, Side, digest, judge, read_side, systems_of
 from chest.revisions import opened, read_here
 from chest.staleness import PipelineError, StaleStage, stale_stages
 
@@ -189,21 +189,23 @@ def add_predictions(side: Side, commit: str | None, folder: Path) -> Side:
     systems = [system for system in side.test if re.fullmatch(r"\w+", system)]
     if commit:
         fetch_into(folder, commit, [MANIFEST, SPLIT, *map(predictions.path_of, systems)])
-    answers, absent, problems = {}, {}, []
+    answers, absent, problems, lock = {}, {}, [], dict(side.lock)
     with chdir(folder):
         for system in systems:
             needed = predictions.path_of(system), MANIFEST, SPLIT
             lacking = [path for path in needed if not path.exists()]
+            lock |= {path.as_posix(): digest(path) for path in needed if path.is_file()}
             if lacking:
                 where = "neither in DVC's cache nor in its remote" if commit else "not there"
                 absent[system] = f"{lacking[0]} {where}"
                 continue
             try:
-                answers[system] = read_here(system, predictions.FOLDER)
+                due = predictions.ANSWERED.get(system)
+                answers[system] = read_here(system, predictions.FOLDER, due)
             except InputError as error:
                 problems += [replace(p, file=f"{side.name}: {p.file}") for p in error.problems]
     refuse(list(dict.fromkeys(problems)))
-    return replace(side, answers=answers, absent=absent)
+    return replace(side, lock=lock, answers=answers, absent=absent)
 
 
 def fetch_into(folder: Path, commit: str, paths: list[Path]) -> None:

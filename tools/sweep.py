@@ -2,7 +2,8 @@
 
 Each run is a DVC experiment (`dvc exp show` lists them as sweep-…). One that is already there is
 not run again, so that an interrupted sweep goes on where it was. The runs take place in the working
-directory, which must hold no uncommitted change, and is put back at the end.
+directory, which must hold no uncommitted change, and is put back at the end; a signal ends the run
+that is under way first.
 
     python tools/sweep.py --seeds 1 2 3
     python tools/sweep.py --seeds 1 2 3 --vary split.group=patient,image
@@ -20,9 +21,11 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import dvc.api
@@ -32,8 +35,10 @@ from dvc.exceptions import DvcException
 
 from chest.commands import parser
 from chest.errors import ChestError, run
+from chest.files import remove, write_json
 from chest.intervals import Interval, intervals
 from chest.revisions import read_answers
+from chest.running import WORK, deferring_signals
 from chest.systems import SYSTEMS
 from chest.tables import markdown
 from chest.within import score_modalities
@@ -44,6 +49,8 @@ METRICS = (
     "finetune_siglip.within.xray.uar",
     "finetune_siglip.recall.tuberculosis",
 )
+UNDERWAY = WORK / "sweep.json"  # there while the working directory is not put back
+PATIENCE = 8.0  # seconds that a run gets for tidying up before it is killed
 
 
 class SweepError(ChestError):
@@ -54,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(arguments)
     variations = [tuple(v) for v in itertools.product(*map(split_variation, options.vary))]
     check_clean()
+    write_json(UNDERWAY, {"commit": head()})
     try:
         names = {
             (variation, seed): run_experiment([*options.set, *variation, f"seed={seed}"])
@@ -108,8 +116,7 @@ def run_experiment(changes: list[str]) -> str:
 
     The name holds a digest of the changes and of the commit that they change.
     """
-    commit = call("git", "rev-parse", "HEAD").strip()
-    digest = hashlib.sha256(json.dumps([commit, sorted(changes)]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([head(), sorted(changes)]).encode()).hexdigest()
     name = f"sweep-{digest[:10]}"
     known = call("dvc", "exp", "list", "--name-only").split()
     print(f"{name}: {', '.join(changes)}{' (was run)' if name in known else ''}", file=sys.stderr)
@@ -122,25 +129,68 @@ def run_experiment(changes: list[str]) -> str:
 def check_clean() -> None:
     """Raise SweepError where the working directory holds what a run would overwrite."""
     changed = call("git", "status", "--porcelain", "--untracked-files=no")
-    if changed:
-        raise SweepError(f"uncommitted changes; commit or stash them first:\n{changed.rstrip()}")
+    if not changed:
+        return
+    advice = "commit or stash them first"
+    with suppress(OSError, ValueError):
+        if json.loads(UNDERWAY.read_text(encoding="utf-8")) == {"commit": head()}:
+            # Not done here: what has been edited by hand since would be lost.
+            advice = (
+                "a sweep was killed before it could put them back. Once no run of it is left, do:\n"
+                + "".join(f"    {' '.join(command)}\n" for command in RESTORING)
+                + "which also drops what was edited since"
+            )
+    raise SweepError(f"uncommitted changes; {advice}:\n{changed.rstrip()}")
+
+
+def head() -> str:
+    return call("git", "rev-parse", "HEAD").strip()
+
+
+RESTORING = (
+    ("git", "checkout", "--quiet", "HEAD", "--", "."),  # the index too: a run may stage files
+    ("dvc", "checkout", "--quiet", "--force", "--allow-missing"),
+)
 
 
 def restore() -> None:
     """Put the working directory back to its commit."""
-    call("git", "checkout", "--quiet", "HEAD", "--", ".")  # the index too: a run may stage files
-    call("dvc", "checkout", "--quiet", "--force", "--allow-missing")
+    for command in RESTORING:
+        call(*command)
+    remove(UNDERWAY)
 
 
 def call(*command: str) -> str:
-    """What a command printed; raises SweepError, with what it said, where it failed."""
+    """What a command printed; raises SweepError, with what it said, where it failed.
+
+    It is a session of its own, which ends with this call, however that ends.
+    """
     # The environment's own dvc and python, whether it is activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()
-        raise SweepError(f"`{' '.join(command)}` failed:\n{said}")
-    return done.stdout
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    try:
+        printed, errors = process.communicate()
+    except BaseException:
+        with deferring_signals():
+            end(process)
+        raise
+    if process.returncode:
+        raise SweepError(f"`{' '.join(command)}` failed:\n{(errors or printed).strip()}")
+    return printed
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a command with all that it started: DVC's stage would go on without it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        # It waits until the last one that could print is gone.
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=PATIENCE)
+            return
 
 
 # --- Reporting -------------------------------------------------------------------------------
