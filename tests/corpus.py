@@ -616,7 +616,7 @@ This is tests/corpus.py as a table (`python tests/corpus.py > docs/bad-input.md`
 each of these files and see that it is so. What is refused ends a stage with exit code 1 and a
 message that names the file, what was found, what was expected and what to do; all that is wrong is
 listed at once, nothing half-written is left, and what was there before stays. (Before a stage DVC
-itself takes away what it wrote last time, but for metrics and plots: `dvc checkout` brings it back.)
+takes away what it wrote last time, but for metrics and plots; `dvc checkout` brings it back.)
 
 - **Links** are followed, to wherever: data sets are often kept in a store of their own, and
   `data/raw/study`, a collection, a folder in it or a file may be a link into it. Names that a table
