@@ -1,6 +1,7 @@
 """Errors that a user can cause, and the one way in which a script ends on them."""
 
 import copyreg
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -81,7 +82,7 @@ def run_stage(main: Callable[[], None]) -> None:
     """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & {*arguments}:
-        print(main.__globals__["__doc__"].rstrip())
+        print(inspect.unwrap(main).__globals__["__doc__"].rstrip())
     elif arguments:
         print(f"ERROR: {arguments[0]}: a stage takes no argument; see params.yaml", file=sys.stderr)
         raise SystemExit(2)

@@ -210,7 +210,8 @@ def test_dvc_killed_with_its_stage_goes_on_by_itself(undisturbed, phantoms, chec
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     popen = partial(
         subprocess.Popen, cwd=clone, start_new_session=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, env={**os.environ, "PATH": path, "PYTHONPATH": str(clone)},
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     for stage in ("extract_slices", "build_manifest", "zeroshot_siglip") * max(1, KILLS // 10):
         lock = clone / ".resume" / f"{stage}.lock"  # there when the stage has begun
@@ -223,7 +224,7 @@ def test_dvc_killed_with_its_stage_goes_on_by_itself(undisturbed, phantoms, chec
                 process.wait(moments.uniform(0, 0.5 * undisturbed.seconds[stage]))
             os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
-    run_in(clone, *command)
+    run_in(clone, "env", "OMP_NUM_THREADS=1", *command)
     for stage in ("extract_slices", "build_manifest", "split", "audit", "zeroshot_siglip"):
         assert contents(clone, stage) == undisturbed.written[stage], stage
 
