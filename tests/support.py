@@ -75,20 +75,24 @@ def run_in(
     It must end as `fails` says; None: either way. With `network` it reaches none, as
     `without_network` has it, and what it tried is in that file.
     """
-    someone = {"NAME": "Someone", "EMAIL": "someone@example.org"}
-    env = {
-        **os.environ,
-        **{f"GIT_{who}_{key}": x for who in ("AUTHOR", "COMMITTER") for key, x in someone.items()},
-        # This environment's python and dvc, and the copy's own modules.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
-        "DVC_NO_ANALYTICS": "1",
-    }
+    env = environment(folder)
     if network:
         env = without_network(env, network)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert fails in (None, done.returncode != 0), f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr if command[0] == "dvc" else done.stdout
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """For commands in a copy of the repository: this one's python and dvc, the copy's modules."""
+    someone = {"NAME": "Someone", "EMAIL": "someone@example.org"}
+    return {
+        **os.environ,
+        **{f"GIT_{who}_{key}": x for who in ("AUTHOR", "COMMITTER") for key, x in someone.items()},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "DVC_NO_ANALYTICS": "1",
+    }
 
 
 def without_network(env: Mapping[str, str], log: Path) -> dict[str, str]:

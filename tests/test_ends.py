@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from support import ROOT, copy_repository, run_in, write_params
+from support import ROOT, copy_repository, environment, run_in, write_params
 
 KILLS = int(os.environ.get("CHEST_KILLS", "10"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -208,11 +208,9 @@ def test_killed_at_any_moment_the_pipeline_ends_with_the_same_bytes(
 def test_dvc_killed_with_its_stage_goes_on_by_itself(undisturbed, phantoms, checkpoints, turn):
     clone = small_clone(undisturbed.folder.with_name(f"dvc-killed-{turn}"), phantoms, checkpoints)
     moments, command = random.Random(turn), ["dvc", "repro", "audit", "zeroshot_siglip"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     popen = partial(
         subprocess.Popen, cwd=clone, start_new_session=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL, env={**environment(clone), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     for stage in ("extract_slices", "build_manifest", "zeroshot_siglip"):
         lock = clone / ".resume" / f"{stage}.lock"  # there when the stage has begun

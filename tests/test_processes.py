@@ -6,14 +6,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from support import ROOT, run_in
+from support import ROOT, environment, run_in
 from test_ends import contents, undisturbed, zygote  # noqa: F401
 
 
@@ -68,10 +66,9 @@ def test_training_is_that_of_one_process(undisturbed, shared, trained):  # noqa:
 @pytest.mark.parametrize("struck", ["one process", "the launcher"])
 def test_a_struck_training_goes_on_in_both_processes(shared, trained, struck):
     states, lock = shared / ".resume/finetune_siglip", shared / ".resume/finetune_siglip.lock"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with subprocess.Popen(
         launching("stages/finetune_siglip.py"), cwd=shared, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "PATH": path, "PYTHONPATH": str(shared)},
+        stderr=subprocess.STDOUT, env=environment(shared),
     ) as run:  # fmt: skip
         while not any(states.glob("step-*")):
             assert run.poll() is None, run.stdout.read()
