@@ -19,6 +19,7 @@ from typing import Literal
 
 import pandas as pd
 
+from chest.dataset import FORMULA, MAX_TEXT
 from chest.errors import Problem, refuse
 from chest.images import ENDINGS
 
@@ -55,7 +56,6 @@ UTF8_LETTER = re.compile(  # of two to four bytes
     rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
 )
 MAX_TABLE = 32 * 2**20  # bytes of a csv; the largest published one has 1.8 million
-MAX_TEXT = 500  # characters of a name, a patient's id or a hospital's; the longest have 161
 
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}  # what file managers leave behind; also any .name
 
@@ -352,7 +352,7 @@ def _refuse_unprintable(path: Path, values: pd.Series, problems: list[Problem]) 
 
 def _refuse_formulas(path: Path, values: pd.Series, problems: list[Problem]) -> None:
     """A hospital's name goes into tables that people open in a spreadsheet, which may run it."""
-    for key, value in values[values.str.match(r"[=+@]|-.")].items():
+    for key, value in values[values.str.match(FORMULA)].items():
         problems.append(
             Problem(path, f"{key}: {values.name} is {value!r}",
                     "a name that no spreadsheet takes for a formula",

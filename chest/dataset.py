@@ -26,7 +26,7 @@ MANIFEST_COLUMNS = (
 )  # fmt: skip
 SPLIT_COLUMNS = ("image_id", "split")
 
-MAX_TEXT = 500  # characters of a value
+MAX_TEXT = 500  # characters of a value: a name, a patient's id; the longest published have 161
 FORMULA = re.compile(r"[=+@]|-.")  # how a value begins that a spreadsheet may run
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from chest.compute import LIBRARIES, Source, device_name, saving
 from chest.dataset import IMAGES, MANIFEST, SPLIT
 from chest.errors import printable
-from chest.files import remove, replacing, write_json
+from chest.files import remove, replacing, require_file, write_json
 from chest.running import WORK
 
 KEPT = 2  # states: where the last one is damaged, the one before it serves
@@ -207,9 +207,10 @@ def _read_json(path: Path):
 
 
 def _regular(path: Path) -> Path:
-    """`path`; raises OSError where it is no regular file: one may wait forever for a pipe."""
-    if path.is_symlink() or not path.is_file():
-        raise OSError(f"{path.name} is missing, or no regular file")
+    """`path`; raises OSError where it is no regular file itself."""
+    if path.is_symlink():
+        raise OSError(f"{path.name} is a link")
+    require_file(path)
     return path
 
 
