@@ -5,20 +5,20 @@ MADE := $(VENV)/.made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: venv repro test lint docs bench soak
+.PHONY: venv repro test lint readme docs bench soak
 
 venv: $(MADE)
 
-# What is installed is what the locks hold, by hash, where they fit; elsewhere pip decides on what the
-# requirements leave open. PyTorch's CPU build goes before its CUDA build, which brings gigabytes,
-# wherever pip is told of one. The first lock builds the project, and what comes as source.
+# Where the locks fit, exactly what they hold is installed, checked by hash; elsewhere pip decides on
+# what the requirements leave open. PyTorch's CPU build is taken if pip knows an index or folder that
+# has it, else the CUDA build, which brings gigabytes. The first lock builds the project.
 LOCKS := requirements.lock $(patsubst %,requirements-%.lock,build cpu cuda)
 LOCKED := cpython-311 linux-x86_64
 FOUND = $(shell $(PYTHON) -c "import sys, sysconfig as s; print(sys.implementation.cache_tag, s.get_platform())")
 INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check
 INSTALL_LOCKED := $(INSTALL) --no-deps --no-build-isolation
 
-# Stale when a requirement changed: made anew, so that nothing outdated stays behind.
+# Made anew when a requirement changed, so that nothing outdated stays behind.
 $(MADE): requirements.txt requirements-dev.txt $(LOCKS) pyproject.toml
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
@@ -39,24 +39,30 @@ endif
 repro: $(MADE)
 	dvc repro
 
+# One thread for each of the two test workers: more would oversubscribe two cores.
 test: $(MADE)
 	ruff check .
 	ruff format --check .
-	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	lint-imports --no-cache
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 lint: $(MADE)
 	ruff check --fix .
 	ruff format .
 
+# Puts the committed results into the README.
+readme: $(MADE)
+	python tools/readme.py
+
 # Runs every command of the documents in a fresh clone.
 docs: $(MADE)
-	python tests/documents.py
+	python benchmarks/documents.py
 
-# How fast, side by side with what people use today: about 12 minutes on two cores.
+# Speed, side by side with what people use today: about 12 minutes on two cores.
 bench: $(MADE)
 	python benchmarks/run.py
 
-# Killing, fuzzing and ten times the study's tables, for longer than a test may: an hour and more.
+# Other processors, kills, fuzzing, and ten times the study's images: what is too long for a test.
 soak: $(MADE)
 	python benchmarks/soak.py
 	python benchmarks/load.py

@@ -15,8 +15,8 @@ from measure import Row, time_in_turn
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from chest.images import read_greys
-from chest.volumes import cut_axial_slice, read_axial_slice
+from chest.data.pictures import read_pictures
+from chest.data.volumes import cut_axial_slice, read_axial_slice
 
 STUDY = {"volumes": 1110, "slices": 14_486, "xrays": 704}
 
@@ -69,10 +69,14 @@ def measure_packing(size: str) -> list[Row]:
         for i, path in enumerate(xrays):
             draw_picture(path, sizes.xray_side, i)
         rows = []
-        for kind, paths in ((f"Packing slices of {sizes.side} px", slices),
-                            (f"Packing X-rays of {sizes.xray_side} px", xrays)):  # fmt: skip
-            for opponent, theirs in (("ours on one core", on_one_core(pack)),
-                                     ("Pillow in a loop", pillow_loop)):  # fmt: skip
+        for kind, paths in (
+            (f"Packing slices of {sizes.side} px", slices),
+            (f"Packing X-rays of {sizes.xray_side} px", xrays),
+        ):
+            for opponent, theirs in (
+                ("ours on one core", on_one_core(pack)),
+                ("Pillow in a loop", pillow_loop),
+            ):
                 both = partial(pack, paths), partial(theirs, paths)
                 times = time_in_turn(*both, sizes.repeats, len(paths))
                 rows.append(Row(kind, opponent, len(paths), "images", *times))
@@ -81,7 +85,7 @@ def measure_packing(size: str) -> list[Row]:
 
 def pack(paths: list[Path]) -> None:
     """As build_manifest does: decode, check, hash, resize."""
-    for _ in read_greys(paths, 224):
+    for _ in read_pictures(paths, [224]):
         pass
 
 

@@ -1,11 +1,9 @@
 """How the stages that need no model grow: time and memory at the study's size and ten times it.
 
 Makes   in a temporary folder: the three collections in their published layout, of pictures and
-        volumes of 16 px, and what the models would write: answers, probes, a training curve (made
-        up, with the study's structure: the same patients in two collections, many slices of some,
-        a few large hospitals and many small ones)
-Runs    extract_slices, build_manifest, split, audit, floors and evaluate, each as
-        `python stages/<stage>.py` in its own process
+        volumes of 16 px, and made-up predictions, probes and a training curve, with the study's
+        structure: patients in two collections, many slices of some, few large hospitals
+Runs    each of the stages in a process of its own
 Writes  benchmarks/results/load.json   seconds, peak memory, and their exponents against N
         benchmarks/results/load.png    the same drawn
 
@@ -16,7 +14,7 @@ Writes  benchmarks/results/load.json   seconds, peak memory, and their exponents
 import argparse
 import gzip
 import os
-import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +22,6 @@ import time
 from collections.abc import Sequence
 from contextlib import chdir
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
@@ -34,22 +31,22 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
-from measure import commit, processor
+from measure import circumstances
 from PIL import Image
 from scipy.fft import idctn
 
-from chest import predictions
-from chest.collections import CT_SLICES, CT_VOLUMES, SLICE_CLASSES, XRAYS
-from chest.commands import parser
-from chest.dataset import read_labelled
-from chest.errors import ChestError, run
-from chest.files import replacing, write_json, write_table
-from chest.labels import LABELS, SPLITS
-from chest.systems import PROBES, SYSTEMS
+from chest.core.errors import ChestError
+from chest.core.files import replacing, write_json, write_table
+from chest.core.labels import EVALUATED, LABELS, SPLITS
+from chest.core.runtime import parser, run
+from chest.data.collections import CT_SLICES, CT_VOLUMES, SLICE_CLASSES, XRAYS
+from chest.data.dataset import read_labelled
+from chest.data.regions import VISIBLE
+from chest.evaluation import predictions, probes
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-STAGES = ("extract_slices", "build_manifest", "split", "audit", "floors", "evaluate")
+STAGES = ("index_collections", "extract_slices", "build_manifest", "split", "audit", "evaluate")
 STUDY = 16_300  # images
 SIZES = (STUDY, 2 * STUDY, 4 * STUDY, 10 * STUDY)
 
@@ -93,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for n in options.images:
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
             runs += measure(n, options.stages)
-    result = {**surroundings(), "exponents": exponents(runs), "runs": runs}
+    when = {"when": datetime.now(UTC).strftime("%Y-%m-%d")}
+    result = {**circumstances(ROOT), **when, "exponents": exponents(runs), "runs": runs}
     write_json(options.out / "load.json", result)
     draw(options.out / "load.png", runs)
     print(pd.DataFrame(runs).to_string(index=False))
@@ -115,9 +113,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(n: int, stages: Sequence[str] = STAGES) -> list[dict]:
-    """Make a study of `n` images in the working directory, and run `stages` on it.
+    """Make a study of `n` images in the working directory and run `stages` on it.
 
-    Returns for each: stage, seconds (wall clock), cpu_seconds (of all cores), mib (the peak memory
+    Returns for each stage, seconds (wall clock), cpu_seconds (of all cores), mib (the peak memory
     of its largest process), images.
     """
     make_collections(n)
@@ -125,13 +123,13 @@ def measure(n: int, stages: Sequence[str] = STAGES) -> list[dict]:
     for stage in STAGES:
         if stage == "audit":
             make_answers()
-        if stage in stages or stage in STAGES[:3]:  # on which the others build
+        if stage in stages or stage in STAGES[:4]:  # on which the others build
             found.append(run_stage(stage) | {"images": n})
     return [row for row in found if row["stage"] in stages]
 
 
 def run_stage(stage: str) -> dict:
-    """Run a stage as a person does; raises LoadError where it fails."""
+    """Run a stage as a user does; raises LoadError if it fails."""
     command = [sys.executable, "-c", WATCH, str(ROOT / "stages" / f"{stage}.py")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     began = time.perf_counter()
@@ -142,25 +140,15 @@ def run_stage(stage: str) -> dict:
     peak, busy = map(float, done.stdout.split()[-2:])
     peak /= 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return {
-        "stage": stage, "seconds": round(seconds, 2), "cpu_seconds": round(busy, 2),
+        "stage": stage,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(busy, 2),
         "mib": round(peak),
-    }  # fmt: skip
-
-
-def surroundings() -> dict:
-    """What the figures belong to: commit, machine, versions, date."""
-    packages = ("numpy", "pandas", "scikit-learn", "matplotlib", "ImageHash")
-    return {
-        "commit": commit(ROOT),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": processor(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
     }
 
 
 def exponents(runs: list[dict]) -> dict:
-    """{stage: {seconds, mib}}: the slope of each against N, both in logarithms; 1 is linear."""
+    """Return {stage: {seconds, mib}}: the slope of each against N, in logarithms; 1 is linear."""
     return {
         stage: {
             figure: round(float(np.polyfit(np.log(own["images"]), np.log(own[figure]), 1)[0]), 2)
@@ -177,20 +165,24 @@ def exponents(runs: list[dict]) -> dict:
 def make_collections(n: int, seed: int = 0) -> None:
     """Write params.yaml and data/raw/study, collections of `n` images in all."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params |= {"profile": "study", "image_size": SIDE}
-    params["study"]["expected_counts"] = None
+    params["profile"] = "study"
+    params["study"] |= {"expected_counts": None, "image_sizes": [SIDE]}
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
     table = make_table(n, np.random.default_rng(seed))
     images = draw_images(table, np.random.default_rng(seed + 1))
     table = table.assign(picture=list(images))
     raw = Path("data/raw/study")
-    for collection, write in (("ct_slices", write_slices), ("ct_volumes", write_volumes),
-                              ("xrays", write_xrays)):  # fmt: skip
+    for collection, write in (
+        ("ct_slices", write_slices),
+        ("ct_volumes", write_volumes),
+        ("xrays", write_xrays),
+    ):
         write(table[table["collection"] == collection], raw)
 
 
 def make_table(n: int, rng: np.random.Generator) -> pd.DataFrame:
-    """A row for each of `n` images: label, collection, number (its patient's), study, hospital."""
+    """Return a row per image: label, collection, number (of its patient), study, hospital."""
     scale, parts, left = n / STUDY, [], n
     for label, collection, first, patients, images in STRATA:
         share = min(scale, MOST_VOLUMES) if collection == "ct_volumes" else scale
@@ -212,19 +204,19 @@ def make_table(n: int, rng: np.random.Generator) -> pd.DataFrame:
 
 
 def sizes(rng: np.random.Generator, people: int, images: float) -> np.ndarray:
-    """How many images each of `people` has, at least one, with a long tail; int64, (people,)."""
+    """Return how many images each of `people` has, int64, (people,): at least one, a long tail."""
     weights = rng.lognormal(sigma=0.8, size=people)
     return 1 + rng.multinomial(images - people, weights / weights.sum())
 
 
 def hospitals(people: list[tuple], scale: float, rng: np.random.Generator) -> np.ndarray:
-    """The number of each image's hospital: a few are large, and many small."""
+    """Return the number of each image's hospital: few are large, many small."""
     codes, names = pd.factorize(pd.Series(people))
     return (round(SITES * max(1, scale)) * rng.random(len(names)) ** 2).astype(int)[codes]
 
 
 def draw_images(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """A smooth picture for each row, uint8, (N, SIDE, SIDE): what frequencies share adds up."""
+    """Return a smooth picture per row, uint8, (N, SIDE, SIDE)."""
     look = table["hospital"].to_numpy() % LOOKS
     patient = table.groupby(["label", "number"]).ngroup().to_numpy()
     shape = SIDE * SIDE
@@ -245,7 +237,7 @@ def draw_images(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_slices(table: pd.DataFrame, raw: Path) -> None:
-    """Collection 1; slices of patients that collection 2 has too were cut from its volumes."""
+    """Write collection 1; slices of patients that collection 2 has too are of its volumes."""
     folder = raw / CT_SLICES
     for name, csv, infection, label in SLICE_CLASSES:
         images = folder / "curated_data/curated_data" / name
@@ -254,17 +246,21 @@ def write_slices(table: pd.DataFrame, raw: Path) -> None:
         for k, row in enumerate(table[table["label"] == label].itertuples()):
             file = f"Morozov_{row.study}_{k}.png" if row.study else f"{label}_{k}.png"
             Image.fromarray(row.picture).save(images / file, compress_level=1)
-            rows.append({
-                "File name": file, "Patient ID": f"{label}{row.number}",
-                "COVID-19 Infection": infection, "Institution": f"Hospital {row.hospital:03}",
-                "Country": "", "study_file": f"/studies/{LEVELS[label]}/{row.study}.nii"
-                if row.study else "",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "File name": file,
+                    "Patient ID": f"{label}{row.number}",
+                    "COVID-19 Infection": infection,
+                    "Institution": f"Hospital {row.hospital:03}",
+                    "Country": "",
+                    "study_file": f"/studies/{LEVELS[label]}/{row.study}.nii" if row.study else "",
+                }
+            )
         pd.DataFrame(rows).to_csv(folder / csv, index=False)
 
 
 def write_volumes(table: pd.DataFrame, raw: Path) -> None:
-    """Collection 2: volumes of three slices, with the picture in the middle."""
+    """Write collection 2: volumes of three slices, with the picture in the middle."""
     studies = raw / CT_VOLUMES / "studies"
     for level in LEVELS.values():
         (studies / level).mkdir(parents=True)
@@ -276,7 +272,7 @@ def write_volumes(table: pd.DataFrame, raw: Path) -> None:
 
 
 def write_xrays(table: pd.DataFrame, raw: Path) -> None:
-    """Collection 3, of two hospitals."""
+    """Write collection 3, of two hospitals."""
     folder = raw / XRAYS
     images = folder / "Chest-X-Ray/Chest-X-Ray/image"
     images.mkdir(parents=True)
@@ -292,38 +288,30 @@ def write_xrays(table: pd.DataFrame, raw: Path) -> None:
 def make_answers(seed: int = 2) -> None:
     """Write what the models would: answers, probes and a training curve; the split must be there.
 
-    Of patients some are harder than others. One system answered all images.
+    Some patients are harder than others. One system answers all images.
     """
-    labelled = read_labelled()
-    rng = np.random.default_rng(seed)
-    asked = {"zeroshot_qwen": ["test"], "zeroshot_siglip": list(SPLITS),
-             "finetune_siglip": ["val", "test"]}  # fmt: skip
-    trained_on = int((labelled["split"] == "train").sum())
-    more = {
-        "zeroshot_qwen": {"method": "likelihood"},
-        "finetune_siglip": {"trained_on": trained_on, "best_epoch": 8, "temperature": 1.1},
+    labelled, rng = read_labelled(), np.random.default_rng(seed)
+    systems = {
+        "zeroshot_qwen": ("zero-shot", EVALUATED),
+        "zeroshot_siglip": ("zero-shot", SPLITS),
+        "finetune_siglip": ("trained", ("val", *EVALUATED)),
     }
-    record = {
-        "checkpoint": "made/up", "revision": "main", "commit": None, "weights": "pretrained",
-        "seed": seed, "device": "none", "processes": 1, "precision": "fp32",
-        "python": platform.python_version(), "torch": "none", "transformers": "none",
-    }  # fmt: skip
-    for skill, system in enumerate(s for s in SYSTEMS if s in asked):
-        table = labelled[labelled["split"].isin(asked[system])]
-        own = record | {"n": len(table), **more.get(system, {})}
-        predictions.write(system, answer(table, skill, rng), own)
-    test = labelled[labelled["split"] == "test"]
-    for probe in PROBES:
-        own = record | {"n": len(test)}
-        predictions.write(probe, answer(test, 1, rng), own, predictions.PROBES)
+    for skill, (system, (kind, splits)) in enumerate(systems.items()):
+        table = labelled[labelled["split"].isin(splits)]
+        record = predictions.Record(name=system, kind=kind, n=len(table))
+        predictions.write(system, answer(table, skill, rng), record)
+    table = labelled[labelled["split"].isin(("val", *EVALUATED))]
+    for probe in VISIBLE:
+        record = predictions.Record(name=probe, kind="blind", n=len(table))
+        predictions.write(probe, answer(table, 1, rng), record, probes.FOLDER)
     epochs = np.arange(1, 11)
     curve = np.column_stack([epochs, 1 / epochs, 1.1 / epochs, 1e-5 / epochs, *[epochs / 12] * 2])
     curve = pd.DataFrame(curve, columns=predictions.CURVE_COLUMNS).astype({"epoch": int})
-    write_table(predictions.curve_path_of("finetune_siglip"), curve)
+    write_table(predictions.CURVES / "finetune_siglip.csv", curve)
 
 
 def answer(table: pd.DataFrame, skill: float, rng: np.random.Generator) -> pd.DataFrame:
-    """Answers to the images of `table`: the better, the higher `skill` and the easier a patient."""
+    """Return predictions for `table`: the higher `skill` and the easier a patient, the better."""
     patient = pd.factorize(table["patient_id"])[0]
     ease = 1 + skill + rng.standard_normal(patient.max() + 1)[patient]
     truth = table["label"].to_numpy()[:, None] == np.array(LABELS)
@@ -336,7 +324,7 @@ def answer(table: pd.DataFrame, skill: float, rng: np.random.Generator) -> pd.Da
 
 
 def draw(path: Path, runs: list[dict]) -> None:
-    """Time and peak memory of each stage against the number of images, both in logarithms."""
+    """Draw time and peak memory of each stage against the number of images, in logarithms."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     table = pd.DataFrame(runs)
     panels = {"seconds": "Wall-clock time, s", "mib": "Peak memory, MiB"}

@@ -1,4 +1,4 @@
-"""Two ways to do the same, timed in turn, and what a figure must carry to be believed."""
+"""Time two ways to do the same, in turn, and describe the machine."""
 
 import gc
 import os
@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from chest.core.parallel import workers
+from chest.models.common.device import processor_name
+
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "nibabel", "isal", "pillow")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: seconds for each ``unit``, of which ours had ``n``; each time, in turn.
+    """One comparison: seconds per ``unit``, of which ours had ``n``, for each repetition.
 
-    ``theirs`` is what people use today, named by ``opponent``. ``note`` holds what else was
-    measured.
+    ``theirs`` is what people use today, named by ``opponent``; ``note``: what else was measured.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times as long theirs takes: the median of the ratios, pair by pair."""
+        """How many times as long theirs takes: the median over pairs."""
         return float(np.median(np.array(self.theirs) / np.array(self.ours)))
 
 
@@ -45,9 +47,9 @@ def time_in_turn(
     n: int,
     n_theirs: int | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Seconds for each of `n` units (theirs: of `n_theirs`), `repeats` times.
+    """Return the seconds per unit of `n` (theirs: of `n_theirs`) units, `repeats` times.
 
-    They alternate: a slow moment of the machine meets both.
+    The two alternate, so that a slow moment of the machine meets both.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
@@ -57,7 +59,7 @@ def time_in_turn(
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """How long a call takes, the device's work included."""
+    """Return how long a call takes, the device's work included."""
     wait()
     began = time.perf_counter()
     function()
@@ -66,7 +68,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def peak_memory(function: Callable[[], object]) -> str:
-    """Call it, and say how much of the GPU's memory it took; nothing without a GPU."""
+    """Call `function` and say how much of the GPU's memory it took; nothing without a GPU."""
     if not torch.cuda.is_available():
         function()
         return ""
@@ -79,34 +81,26 @@ def peak_memory(function: Callable[[], object]) -> str:
 
 
 def wait() -> None:
-    """Until the GPU, if there is one, has done all that it was told."""
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def device() -> str:
-    """The GPU's name, or the processor's with the cores that may be used."""
+    """Return the GPU's name, or the processor's with the cores that may be used."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return processor()
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it, with the cores that may be used."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{processor_name()}, {workers()} cores"
 
 
 def commit(root: Path) -> str:
-    """The commit of the working tree, and whether it has changes."""
+    """Return the commit of the working tree, marked if it has changes."""
     describe = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"]
     return subprocess.run(describe, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def circumstances(root: Path) -> dict:
-    """Commit, device, memory and versions, for a results file."""
+    """Return commit, device, memory and versions, for a results file."""
     return {
         "commit": commit(root),
         "device": device(),

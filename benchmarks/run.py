@@ -24,10 +24,9 @@ from measure import Row, circumstances, device
 from training import measure_training
 from zeroshot import measure_zeroshot
 
-from chest.commands import parser
-from chest.errors import run
-from chest.files import write_json, write_text
-from chest.tables import markdown
+from chest.core.files import write_json, write_text
+from chest.core.runtime import parser, run
+from chest.core.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -47,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += MODELS[part](models)
     name = options.name or re.sub(r"\W+", "-", device()).strip("-").lower()
     content = {
-        **circumstances(ROOT), "when": datetime.now(UTC).strftime("%Y-%m-%d"), "seed": 0,
+        **circumstances(ROOT),
+        "when": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "seed": 0,
         "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
-    }  # fmt: skip
+    }
     write_json(options.into / f"{name}.json", content)
     table = tabulate(rows)
     write_text(options.into / f"{name}.md", f"{describe(content)}\n\n{table}\n")
@@ -79,17 +80,25 @@ def tabulate(rows: list[Row]) -> str:
     """Each comparison as a line of a table."""
     head = ["what", "n", "ours", "theirs", "ratio", "theirs is"]
     lines = [
-        [row.name + (f" ({row.note})" if row.note else ""), f"{row.n:,}", rate(row.ours, row.unit),
-         rate(row.theirs, row.unit), f"{row.ratio:.2f}", row.opponent]
+        [
+            row.name + (f" ({row.note})" if row.note else ""),
+            f"{row.n:,}",
+            rate(row.ours, row.unit),
+            rate(row.theirs, row.unit),
+            f"{row.ratio:.2f}",
+            row.opponent,
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return markdown(head, lines)
 
 
 def rate(times: list[float], unit: str) -> str:
     """Units a second: the median, with the quartiles where there are several times."""
-    low, middle, high = (f"{x:,.3g}" if x < 1000 else f"{x:,.0f}"
-                         for x in np.percentile(1 / np.array(times), [25, 50, 75]))  # fmt: skip
+    low, middle, high = (
+        f"{x:,.3g}" if x < 1000 else f"{x:,.0f}"
+        for x in np.percentile(1 / np.array(times), [25, 50, 75])
+    )
     return f"{middle} {unit}/s" + (f" ({low} to {high})" if len(times) > 1 else "")
 
 

@@ -1,7 +1,7 @@
 """Training: our loop against the Hugging Face Trainer, and against the model's steps alone."""
 
-import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +15,19 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from chest import training
-from chest.compute import start, to_pixels
-from chest.dataset import Dataset
-from chest.labels import LABELS
-from chest.params import FinetuneSiglip
-from chest.resident import place_images
+from chest.core.labels import LABELS
+from chest.core.parallel import workers
+from chest.data.dataset import Dataset
+from chest.models.common.device import start
+from chest.models.common.image_store import place_images
+from chest.models.common.pixels import to_pixels
+from chest.training import loop
+from chest.training.settings import Augment, TrainingSettings
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many images train and validate, for how many epochs; the pictures' side in files."""
+    """How many images train and validate, for how many epochs; the side of the picture files."""
 
     train: int
     val: int
@@ -40,134 +42,125 @@ SIZES = {
     "small": Sizes(320, 32, 1, 512, 32, 3),
     "tiny": Sizes(24, 6, 1, 64, 4, 1),
 }
-LIGHT = {"rotate": 10.0, "shift": 0.05, "scale": 0.1, "contrast": 0.2}
 
 
-def settings(sizes: Sizes, **changes) -> FinetuneSiglip:
-    """The study's, but for the sizes."""
-    values = {
-        "checkpoint": "random", "revision": "main", "lr": 2e-5, "warmup_steps": 0,
-        "batch_size": sizes.batch, "epochs": sizes.epochs, "weight_decay": 0.01,
-        "balance": "class_modality", "augment": LIGHT, "calibrate": "none", "compile": "none",
-        "save_every": 10**9,
-    }  # fmt: skip
-    return FinetuneSiglip(**{**values, **changes})
+class NoStates:
+    """Training states that are not kept."""
+
+    def load(self) -> None:
+        return None
+
+    def save(self, step: int, state: dict) -> None:
+        pass
 
 
 def make_data(sizes: Sizes) -> Dataset:
-    """Random images of all three classes."""
+    """Return random images of all three classes."""
     n = sizes.train + sizes.val
-    table = pd.DataFrame({
-        "image_id": range(n), "label": np.resize(LABELS, n),
-        "modality": np.resize(["ct", "ct", "xray"], n),
-        "split": ["train"] * sizes.train + ["val"] * sizes.val,
-    })  # fmt: skip
-    rng = np.random.default_rng(0)
-    return Dataset(table, rng.integers(0, 256, (n, SIDE, SIDE), dtype=np.uint8))
+    table = pd.DataFrame(
+        {
+            "image_id": range(n),
+            "label": np.resize(LABELS, n),
+            "modality": np.resize(["ct", "ct", "xray"], n),
+            "split": ["train"] * sizes.train + ["val"] * sizes.val,
+        }
+    )
+    images = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE), dtype=np.uint8)
+    return Dataset(table, images)
 
 
-def make_task(size: str, data: Dataset, **changes) -> training.Task:
-    accelerator = start(0)
+def make_task(size: str, data: Dataset) -> loop.Task:
+    """Return a training as the study's, but for the sizes."""
+    sizes, accelerator = SIZES[size], start(0)
+    settings = TrainingSettings(
+        checkpoint="random",
+        revision="main",
+        image_size=SIDE,
+        lr=2e-5,
+        warmup_steps=0,
+        batch_size=sizes.batch,
+        epochs=sizes.epochs,
+        weight_decay=0.01,
+        balance="class_modality",
+        augment=Augment(rotate=10.0, shift=0.05, scale=0.1, contrast=0.2),
+        select_by="within",
+        calibrate="none",
+        compile="none",
+        save_every=10**9,
+    )
     model = make_classifier(size).to(accelerator.device)
     images = place_images(data.images, accelerator.device)
-    return training.Task(accelerator, model, data, images, HALF, settings(SIZES[size], **changes))
+    return loop.Task("study.finetune_siglip", settings, accelerator, model, data, images, HALF)
 
 
 def measure_training(size: str) -> list[Row]:
-    """Whole trainings, validation included; the share of data handling; torch.compile."""
+    """Time whole trainings, validation included, and the share of data handling."""
     sizes = SIZES[size]
     data = make_data(sizes)
     images = sizes.train * sizes.epochs
-    rows = [share_of_data(size, data)]
     with tempfile.TemporaryDirectory() as folder:
         paths = write_pictures(data, sizes, Path(folder))
         memory = peak_memory(lambda: train_ours(size, data))  # warms up, too
         times = time_in_turn(
-            lambda: train_ours(size, data), lambda: train_theirs(size, data, paths),
-            sizes.repeats, images,
-        )  # fmt: skip
-        name = f"Training, SigLIP {size}, batch {sizes.batch}, {sizes.epochs} epochs"
-        opponent = "Hugging Face Trainer, DataLoader on PNG files"
-        rows.append(Row(name, opponent, images, "images", *times, memory))
-    modes = {"tiny": (), "small": ("default",), "full": ("default", "reduce-overhead")}[size]
-    rows += [compiled(size, data, mode) for mode in modes]
-    return rows
+            lambda: train_ours(size, data),
+            lambda: train_theirs(size, data, paths),
+            sizes.repeats,
+            images,
+        )
+    name = f"Training, SigLIP {size}, batch {sizes.batch}, {sizes.epochs} epochs"
+    opponent = "Hugging Face Trainer, DataLoader on PNG files"
+    return [
+        share_of_data(size, data),
+        Row(name, opponent, images, "images", *times, memory),
+    ]
 
 
-def train_ours(size: str, data: Dataset, **changes) -> None:
-    training.train(make_task(size, data, **changes), 0, lambda row: None)
+def train_ours(size: str, data: Dataset) -> None:
+    loop.train(make_task(size, data), 0, NoStates(), lambda row: None)
+
+
+def epoch_of(task: loop.Task) -> tuple[Callable[[], None], torch.nn.Module, object]:
+    """Return a function that trains an epoch, and the model and optimizer that it uses."""
+    state = loop.begin(task, NoStates())
+    parallel, optimizer = task.accelerator.prepare(task.model, state.optimizer)
+
+    def epoch() -> None:
+        state.step = 0
+        for _ in loop.train_epoch(task, state, parallel, optimizer, np.random.default_rng(0)):
+            pass
+
+    return epoch, parallel, optimizer
 
 
 def share_of_data(size: str, data: Dataset) -> Row:
-    """An epoch of ours against as many steps of the same model on one batch that is there."""
-    sizes = SIZES[size]
-    task = make_task(size, data)
-    steps = sizes.train // sizes.batch
-    plan = training.make_plan(task.settings, sizes.train, 1)
-    run = training.begin(task, plan, 0)
-    parallel, optimizer = task.accelerator.prepare(task.model, run.optimizer)
-    drawn = np.arange(steps * sizes.batch).reshape(steps, sizes.batch)
-
-    def epoch() -> None:
-        run.step = 0
-        training.train_epoch(task, run, parallel, optimizer, drawn, lambda: "")
-
-    pixels = to_pixels(task.images.take(drawn[0]), HALF)
-    targets = torch.from_numpy(data.targets()[drawn[0]]).to(pixels.device)
+    """Time an epoch of ours against as many steps of the same model on one resident batch."""
+    sizes, task = SIZES[size], make_task(size, data)
+    epoch, parallel, optimizer = epoch_of(task)
+    rows = np.arange(sizes.batch)
+    pixels = to_pixels(task.images.take(rows), HALF)
+    targets = torch.from_numpy(data.targets()[rows]).to(pixels.device)
 
     def bare() -> None:
         parallel.train()
-        for _ in range(steps):
+        for _ in range(task.steps):
             with task.accelerator.autocast():
                 loss = cross_entropy(parallel(pixel_values=pixels).logits.float(), targets)
             task.accelerator.backward(loss)
-            task.accelerator.clip_grad_norm_(parallel.parameters(), training.MAX_GRADIENT_NORM)
+            task.accelerator.clip_grad_norm_(parallel.parameters(), loop.MAX_GRADIENT_NORM)
             optimizer.step()
             optimizer.zero_grad()
 
     seconds(bare)  # the first steps choose kernels
-    times = time_in_turn(epoch, bare, max(3, sizes.repeats), steps)
+    times = time_in_turn(epoch, bare, max(3, sizes.repeats), task.steps)
     name = f"Training step, SigLIP {size}, batch {sizes.batch}"
-    return Row(name, "the same model on one resident batch", steps, "steps", *times)
-
-
-def compiled(size: str, data: Dataset, mode: str) -> Row:
-    """torch.compile against none: the second training, its compilation behind it."""
-    torch.compiler.reset()
-    cold = seconds(lambda: train_ours(size, data, compile=mode, epochs=1))
-    plain, fast = (epochs_of(size, data, compile=m) for m in ("none", mode))
-    n = SIZES[size].train
-    times = time_in_turn(fast, plain, max(3, SIZES[size].repeats), n)
-    note = f"cold, with one epoch: {cold:.0f} s"
-    name = f"Training epoch, SigLIP {size}, torch.compile {mode}"
-    return Row(name, "ours, not compiled", n, "images", *times, note)
-
-
-def epochs_of(size: str, data: Dataset, **changes):
-    """A function that trains one more epoch of a model that is warm."""
-    task = make_task(size, data, **changes)
-    rows = data.rows("train")
-    plan = training.make_plan(task.settings, len(rows), 1)
-    run = training.begin(task, plan, 0)
-    if task.settings.compile != "none":
-        task.model.compile(mode=task.settings.compile)
-    parallel, optimizer = task.accelerator.prepare(task.model, run.optimizer)
-    drawn = np.resize(rows, (plan.steps, task.settings.batch_size))
-
-    def epoch() -> None:
-        run.step = 0
-        training.train_epoch(task, run, parallel, optimizer, drawn, lambda: "")
-        training.validate(task)
-
-    seconds(epoch)
-    return epoch
+    return Row(name, "the same model on one resident batch", task.steps, "steps", *times)
 
 
 # --- The opponent ----------------------------------------------------------------------------
 
 
 class Pictures(TorchDataset):
-    """PNG files, decoded, resized and normalized by a worker: what most projects do."""
+    """PNG files that a worker decodes, resizes and normalizes, as most projects do."""
 
     def __init__(self, paths: list[Path], targets: np.ndarray):
         self.paths, self.targets = paths, targets
@@ -183,7 +176,7 @@ class Pictures(TorchDataset):
 
 
 def write_pictures(data: Dataset, sizes: Sizes, folder: Path) -> list[Path]:
-    """The images as PNG files of `sizes.side` px; a few hundred, which many rows share."""
+    """Write the images as PNG files; a few hundred, which many rows share."""
     files = []
     for i in range(min(len(data.table), 400)):
         files.append(folder / f"{i}.png")
@@ -193,23 +186,31 @@ def write_pictures(data: Dataset, sizes: Sizes, folder: Path) -> list[Path]:
 
 
 def train_theirs(size: str, data: Dataset, paths: list[Path]) -> None:
-    """The same model, batch, precision, schedule; its loader has a process a core, as usual."""
-    sizes, targets = SIZES[size], data.targets()
-    parts = [
+    """Train the same model, batch, precision and schedule; a loader process per core."""
+    sizes, targets, cuda = SIZES[size], data.targets(), torch.cuda.is_available()
+    train, val = (
         Pictures([paths[i] for i in data.rows(split)], targets[data.rows(split)])
         for split in ("train", "val")
-    ]
-    cuda = torch.cuda.is_available()
+    )
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=sizes.batch,
-            per_device_eval_batch_size=2 * sizes.batch, num_train_epochs=sizes.epochs,
-            learning_rate=2e-5, weight_decay=0.01, lr_scheduler_type="cosine",
-            bf16=cuda, use_cpu=not cuda, eval_strategy="epoch", save_strategy="no",
-            logging_strategy="no", report_to=[], disable_tqdm=True,
-            dataloader_num_workers=len(os.sched_getaffinity(0)),
-        )  # fmt: skip
+            output_dir=folder,
+            per_device_train_batch_size=sizes.batch,
+            per_device_eval_batch_size=2 * sizes.batch,
+            num_train_epochs=sizes.epochs,
+            learning_rate=2e-5,
+            weight_decay=0.01,
+            lr_scheduler_type="cosine",
+            bf16=cuda,
+            use_cpu=not cuda,
+            eval_strategy="epoch",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_num_workers=workers(),
+        )
         model = make_classifier(size)
-        trainer = Trainer(model, arguments, train_dataset=parts[0], eval_dataset=parts[1])
+        trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=val)
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -1,1 +1,1 @@
-"""What the stages of the pipeline share: one small module for each subject."""
+"""Code that the stages and tools share, in six layers: each imports only from those before it."""

@@ -4,11 +4,11 @@ Writes  checkpoints/phantom/siglip   SiglipModel, SigLIP tokenizer (sentencepiec
         checkpoints/phantom/qwen     Qwen2_5_VLForConditionalGeneration, byte-level BPE tokenizer,
                                      chat template, preprocessor
 
-They load with the same `from_pretrained` as the real ones, and say `random_weights: true` in their
-config.json, so that every result of theirs is labelled so.
+They load with the same `from_pretrained` as the real ones. Their config.json says
+`random_weights: true`, and every result that comes from them is labelled so.
 
     python data/make_checkpoints.py        (or: dvc repro data/dvc.yaml:make_checkpoints)
-    python data/make_checkpoints.py --into data/checkpoints/study/scratch --side 112 --patch 14
+    python data/make_checkpoints.py --into data/checkpoints/study/scratch --side 224 --patch 16
 """
 
 import argparse
@@ -21,6 +21,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -29,9 +31,8 @@ from transformers import (
     SiglipTokenizer,
 )
 
-from chest.commands import parser
-from chest.errors import run
-from chest.files import replacing
+from chest.core.files import replacing
+from chest.core.runtime import parser, run
 
 SEED = 2026
 CHECKPOINTS = Path(__file__).parent / "checkpoints" / "phantom"
@@ -55,10 +56,16 @@ SENTENCES = (
 
 # Special tokens of Qwen2.5-VL in the order of its vocabulary.
 QWEN_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
-    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
-    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end")),
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 # ChatML with image places, in the form that the family's checkpoints use.
 CHAT_TEMPLATE = """\
@@ -81,8 +88,8 @@ CHAT_TEMPLATE = """\
 """
 
 
-def main(folder: Path = CHECKPOINTS, side: int = 224, patch: int = 28) -> None:
-    """Write both below `folder`; SigLIP's images have `side` px, and its patches `patch`."""
+def main(folder: Path = CHECKPOINTS, side: int = 112, patch: int = 8) -> None:
+    """Write both checkpoints below `folder`; SigLIP reads images of `side` px in `patch` px."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with replacing(folder / "siglip") as partial:
@@ -96,38 +103,52 @@ def main(folder: Path = CHECKPOINTS, side: int = 224, patch: int = 28) -> None:
 def read_options() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--into", type=Path, default=CHECKPOINTS, metavar="FOLDER")
-    options.add_argument("--side", type=int, default=224, metavar="PX", help="of SigLIP's images")
-    options.add_argument("--patch", type=int, default=28, metavar="PX", help="of SigLIP's patches")
+    options.add_argument("--side", type=int, default=112, metavar="PX", help="of SigLIP's images")
+    options.add_argument("--patch", type=int, default=8, metavar="PX", help="of SigLIP's patches")
     return options.parse_args()
 
 
 def make_siglip(folder: Path, side: int, patch: int) -> None:
-    """SigLIP with a vision tower of under half a million parameters, for minutes on a CPU."""
+    """Make a SigLIP with a vision tower of 57,000 parameters, which learns in a minute on a CPU."""
     entries = write_sentencepiece(folder / "spiece.model")
     SiglipTokenizer(str(folder / "spiece.model"), model_max_length=64).save_pretrained(folder)
-    tower = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4}
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    tower |= {"hidden_size": 48, "intermediate_size": 96}
     config = SiglipConfig(
         text_config=tower
         | {
-            "num_hidden_layers": 2,
             "vocab_size": entries,
             "max_position_embeddings": 64,
-            "projection_size": 96,
+            "projection_size": 48,
             "bos_token_id": None,
             "eos_token_id": 1,
             "pad_token_id": 1,
         },
-        vision_config=tower | {"num_hidden_layers": 4, "image_size": side, "patch_size": patch},
+        vision_config=tower | {"image_size": side, "patch_size": patch},
         random_weights=True,
     )
-    torch.manual_seed(SEED)
-    SiglipModel(config).save_pretrained(folder)
+    model = make_random(SiglipModel, config)
+    # Random filters, but of contrast rather than brightness, and larger than the position
+    # embeddings: from the usual ones texture is not learned within some hundred steps.
+    filters = model.vision_model.embeddings.patch_embedding.weight.data
+    filters -= 0.9 * filters.mean((1, 2, 3), keepdim=True)
+    filters *= 6
+    model.float().save_pretrained(folder)
     size = {"height": side, "width": side}
     write_preprocessor(folder, "SiglipImageProcessor", [0.5] * 3, [0.5] * 3, {"size": size})
 
 
+def make_random(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a `kind` with random weights, drawn in double precision.
+
+    Processors with other vector units draw other last digits; rounded to fp32 they are the same.
+    """
+    torch.manual_seed(SEED)
+    return kind._from_config(config, dtype=torch.float64)
+
+
 def write_sentencepiece(path: Path) -> int:
-    """Train a unigram model on the sentences, as SigLIP's tokenizer sees them; returns its size."""
+    """Train a unigram model on SENTENCES as SigLIP's tokenizer sees them; return its size."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([sentence.lower() for sentence in SENTENCES]),
@@ -146,7 +167,7 @@ def write_sentencepiece(path: Path) -> int:
 
 
 def make_qwen(folder: Path) -> None:
-    """Qwen2.5-VL of 0.3 million parameters; its vision tower has a windowed and a full layer."""
+    """Make a Qwen2.5-VL with 0.3 million parameters, a windowed and a full vision layer."""
     tokenizer = train_bpe()
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}) + "\n")
@@ -181,8 +202,7 @@ def make_qwen(folder: Path) -> None:
         tie_word_embeddings=True,
         random_weights=True,
     )
-    torch.manual_seed(SEED)
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    make_random(Qwen2_5_VLForConditionalGeneration, config).float().save_pretrained(folder)
     # Mean and standard deviation of CLIP's training images, as in the real checkpoint.
     write_preprocessor(
         folder,
@@ -194,7 +214,7 @@ def make_qwen(folder: Path) -> None:
 
 
 def train_bpe() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with Qwen's special tokens."""
+    """Train a byte-level BPE tokenizer with Qwen's special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -214,7 +234,7 @@ def train_bpe() -> PreTrainedTokenizerFast:
 def write_preprocessor(
     folder: Path, kind: str, mean: list[float], std: list[float], more: dict
 ) -> None:
-    """preprocessor_config.json: grey values / 255, minus `mean`, over `std`."""
+    """Write a preprocessor_config.json: grey values / 255, minus `mean`, divided by `std`."""
     content = {
         "image_processor_type": kind,
         "do_rescale": True,
@@ -229,4 +249,4 @@ def write_preprocessor(
 
 if __name__ == "__main__":
     options = read_options()
-    run(lambda: main(options.into, options.side, options.patch), stage="make_checkpoints")
+    run(lambda: main(options.into, options.side, options.patch))

@@ -1,20 +1,19 @@
 """Look for what the splits share: near-duplicates across them, found by perceptual hash.
 
-Reads   data/manifest.csv, data/images.npy, data/split.csv
-Writes  data/audit/near_duplicates.csv   the pairs of near-duplicates in two splits, closest first:
-                                         all of them, or the 200,000 closest where there are more
+Reads   data/manifest.csv, data/split.csv, data/images/<side>.npy, of the smallest side
+Writes  data/audit/near_duplicates.csv   the pairs of near-duplicates in two splits, closest first;
+                                         the 200,000 closest if there are more
         data/audit/by_distance.csv       how many pairs, of one patient and of two, by distance
-        data/audit/counts.json           how many pairs, by splits and label, and of test images
+        data/audit/counts.json           how many pairs, by splits, label and patient
 
 A near-duplicate is no error: the stage lists them, and `evaluate` counts them for the reviewer.
-About 10 s for the study's 16,300 images on two CPU cores.
 
     python stages/audit.py        (or: dvc repro audit)
 """
 
-import chest.early  # noqa: F401
-
-from chest.audit import (
+from chest.core.files import replacing, write_json, write_table
+from chest.core.runtime import run_stage
+from chest.data.audit import (
     AUDIT,
     BY_DISTANCE,
     COUNTS,
@@ -22,9 +21,7 @@ from chest.audit import (
     find_near_duplicates,
     perceptual_hashes,
 )
-from chest.dataset import read_dataset
-from chest.errors import run_stage
-from chest.files import replacing, write_json, write_table
+from chest.data.dataset import read_dataset
 
 
 def main() -> None:
@@ -40,7 +37,7 @@ def main() -> None:
         print(found.by_distance.to_string(index=False))
     others = found.by_distance["other_patient"].sum()
     pairs = found.counts["pairs"]
-    print(f"near-duplicates across splits: {pairs}, of different patients: {others}")
+    print(f"near-duplicates across splits: {pairs:,}, of different patients: {others:,}")
     if pairs > len(found.pairs):
         print(f"{NEAR_DUPLICATES} lists the {len(found.pairs):,} closest")
 

@@ -1,178 +1,104 @@
-"""List every image of the study, and pack all of them into one array.
+"""List every image of the study, and pack all of them into arrays.
 
-Reads   data/raw/<profile>/large-covid19-ct-slice-dataset, data/raw/<profile>/chest-x-ray-lungs-
-        segmentation, data/slices
-Writes  data/manifest.csv   one row an image, sorted by image_id
-        data/images.npy     uint8, (N, image_size, image_size), grey; row i is the manifest's row i
+Reads   data/index/ct_slices.csv, data/index/xrays.csv and the images that they list, data/slices
+Writes  data/manifest.csv        one row per image, sorted by image_id
+        data/images/<side>.npy   for each of image_sizes: uint8, (N, side, side), grey; row i is
+                                 the manifest's row i
 
     python stages/build_manifest.py        (or: dvc repro build_manifest)
 """
 
-import chest.early  # noqa: F401
-
-import math
-import re
-import shutil
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from chest.collections import (
-    CT_SLICES,
-    MOSMED_SITE,
-    VOLUME_LABELS,
-    XRAYS,
-    Item,
-    find_collections,
-    mosmed_patient,
-    read_ct_slices,
-    read_xrays,
-)
-from chest.dataset import (
+from chest.core.errors import InputError, Problem, refuse
+from chest.core.files import read_table, replacing, write_table
+from chest.core.parallel import progress
+from chest.core.params import load_params
+from chest.core.runtime import run_stage
+from chest.data.dataset import (
     IMAGES,
+    INDEX_COLUMNS,
+    ITEM_COLUMNS,
     MANIFEST,
     MANIFEST_COLUMNS,
     SLICE_COLUMNS,
     SLICE_INDEX,
-    SLICES,
+    index_path,
 )
-from chest.errors import InputError, Problem, refuse, run_stage
-from chest.files import read_table, replacing, together, write_table
-from chest.images import Grey, read_greys
-from chest.labels import LABELS
-from chest.params import ExpectedCounts, Params, load_params
-from chest.progress import progress
+from chest.data.pictures import read_pictures
+
+Sides = Annotated[list[Annotated[int, Field(ge=8, le=4096)]], Field(min_length=1)]
 
 
-@together()
 def main() -> None:
-    params = load_params()
-
-    # 1. What the collections hold; everything that is wrong with their folders and tables at once.
-    items = find_items(params)
-    if params.chosen.expected_counts:
-        check_counts(items, params.chosen.expected_counts)
-
-    # 2. Decode each image once, on all cores, and append it to the array in the file.
-    rows: list[dict] = []
-    problems: list[Problem] = []
-    shape = (len(items), params.image_size, params.image_size)
-    check_room(math.prod(shape))
-    with replacing(IMAGES) as partial:
-        reading = read_greys([item.path for item in items], params.image_size)
-        with array_file(partial, shape) as file, closing(reading) as greys:
-            for item, grey in zip(items, progress(greys, "images", len(items)), strict=True):
-                if isinstance(grey, Problem):
-                    problems.append(grey)
-                else:
-                    file.write(grey.pixels)
-                    rows.append(row_of(item, grey))
-        refuse(problems)
-
-        # 3. The manifest; the same picture under two labels is wrong in one of them.
-        manifest = pd.DataFrame(rows, columns=MANIFEST_COLUMNS)
+    sides = load_params().system("image_sizes", Sides)
+    items = read_items()
+    with replacing(IMAGES) as folder:
+        folder.mkdir()
+        manifest = pack(items, sorted({*sides}), folder)
         refuse(contradictions(manifest))
         write_table(MANIFEST, manifest)
 
 
-def find_items(params: Params) -> list[Item]:
-    """Every image of the study, sorted by image_id; a volume is there as the slice cut from it."""
-    raw = params.raw
-    find_collections(raw, (CT_SLICES, XRAYS))
-    problems: list[Problem] = []
-    items = read_ct_slices(raw / CT_SLICES, problems)
-    items += read_slices(problems)
-    items += read_xrays(raw / XRAYS, params.labels.tuberculosis, problems)
-    for image_id, count in Counter(item.image_id for item in items).items():
-        if count > 1:
-            problems.append(
-                Problem(image_id, f"{count} images of that name", "one", "rename all but one")
-            )
-    refuse(problems)
-    return sorted(items, key=lambda item: item.image_id)
-
-
-def read_slices(problems: list[Problem]) -> list[Item]:
-    """The slices that the index lists: those that lie beside it, no more and no fewer."""
-    items = [
-        Item(f"ct_volumes-{study}", SLICES / f"{study}.png", label, "ct", "ct_volumes",
-             MOSMED_SITE, mosmed_patient(study), study)
-        for study, label in read_table(SLICE_INDEX, SLICE_COLUMNS)[["study", "label"]].to_numpy()
-    ]  # fmt: skip
-    remedy = "run `dvc repro` again"
-    labels = set(VOLUME_LABELS.values())
-    for item in items:
-        if not re.fullmatch(r"study_[0-9]{4}", item.study):
-            problems.append(Problem(SLICE_INDEX, f"the study {item.study!r}", "study_NNNN", remedy))
-        if item.label not in labels:
-            found = f"{item.study}: the label {item.label!r}"
-            problems.append(Problem(SLICE_INDEX, found, " or ".join(sorted(labels)), remedy))
-    problems += [
-        Problem(path, f"no row in {SLICE_INDEX.name}", "one row a slice", remedy)
-        for path in {*SLICES.glob("*.png")} - {item.path for item in items}
+def read_items() -> pd.DataFrame:
+    """Return the images of all collections, ITEM_COLUMNS, sorted by image_id."""
+    slices, xrays = (index_path(name) for name in ("ct_slices", "xrays"))
+    tables = [
+        read_table(slices, INDEX_COLUMNS),
+        read_table(xrays, INDEX_COLUMNS),
+        read_table(SLICE_INDEX, SLICE_COLUMNS),
     ]
-    return items
+    items = pd.concat([table[[*ITEM_COLUMNS]] for table in tables])
+    if items.empty:
+        expected, remedy = "images in a collection", "see `collections` in params.yaml"
+        raise InputError([Problem(slices.parent, "no image", expected, remedy)])
+    return items.sort_values("image_id", ignore_index=True)
 
 
-def check_counts(items: list[Item], expected: ExpectedCounts) -> None:
-    """Raise InputError, with both tables, where the classes are not as large as they should be."""
-    found = Counter(item.label for item in items)
-    if all(found[label] == getattr(expected, label) for label in LABELS):
-        return
-    lines = [f"{'':14}{'expected':>10}{'found':>10}"]
-    lines += [f"{label:14}{getattr(expected, label):>10,}{found[label]:>10,}" for label in LABELS]
-    raise InputError(
-        [
-            Problem(
-                "class counts",
-                ", ".join(f"{label} {found[label]}" for label in LABELS),
-                ", ".join(f"{label} {getattr(expected, label)}" for label in LABELS),
-                "complete the collections, or set expected_counts to null in params.yaml",
-            )
-        ],
-        "\n".join(lines),
-    )
-
-
-def check_room(needed: int) -> None:
-    """Raise InputError where the disk of the array has less than `needed` bytes free."""
-    IMAGES.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(IMAGES.parent).free
-    if free < needed:
-        found, expected = (f"{count / 1e6:,.0f} MB" for count in (free, needed))
-        refuse([Problem(IMAGES, f"{found} free on its disk", expected, "make room for it")])
+def pack(items: pd.DataFrame, sides: Sequence[int], folder: Path) -> pd.DataFrame:
+    """Decode each image once, write it to the array of each side, and return the manifest."""
+    rows: list[dict] = []
+    problems: list[Problem] = []
+    pictures = progress(read_pictures(items["path"], sides), "images", len(items))
+    with ExitStack() as stack:
+        files = {
+            side: stack.enter_context(array_file(folder / f"{side}.npy", (len(items), side, side)))
+            for side in sides
+        }
+        for item, picture in zip(items.to_dict("records"), pictures, strict=True):
+            if isinstance(picture, Problem):
+                problems.append(picture)
+                continue
+            for side, file in files.items():
+                file.write(picture.pixels[side])
+            size = {"width": picture.width, "height": picture.height}
+            rows.append(item | size | {"pixel_hash": picture.pixel_hash})
+    refuse(problems)
+    return pd.DataFrame(rows, columns=MANIFEST_COLUMNS)
 
 
 @contextmanager
 def array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """A new .npy file of a uint8 array of `shape`, whose values are to be written one by one.
+    """Open a new .npy file for a uint8 array of `shape`, whose values are to be written one by one.
 
-    Written, not mapped: so its pages need not be in memory, and a disk that is full is an OSError,
-    which names the file, and not a signal that ends the process.
+    Written, not mapped: so the pages need not be in memory, and a full disk is an OSError instead
+    of a signal that kills the process.
     """
-    try:
-        with open(path, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            yield file
-    except OSError as error:
-        error.filename = error.filename or str(IMAGES)
-        raise
-
-
-def row_of(item: Item, grey: Grey) -> dict:
-    """The image's row of the manifest."""
-    size = {"width": grey.width, "height": grey.height, "pixel_hash": grey.pixel_hash}
-    return vars(item) | {"path": item.path.as_posix()} | size
+    with open(path, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
 
 
 def contradictions(manifest: pd.DataFrame) -> list[Problem]:
-    """A Problem for each picture that occurs under more than one label."""
+    """Return a Problem for each picture that occurs under several labels."""
     labels = manifest.groupby("pixel_hash")["label"].transform("nunique")
     return [
         Problem(

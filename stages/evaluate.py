@@ -1,209 +1,233 @@
-"""Score what the systems answered on the test split, and draw it.
+"""Score every system in data/predictions on the test and external images, and draw the results.
 
-Reads   data/predictions/, data/training/finetune_siglip.csv, data/audit/, data/manifest.csv,
-        data/images.npy, data/split.csv
-Writes  metrics/test.json       UAR, WAR and recalls with their 95 % intervals, macro averages,
-                                precision and F1 of each system
-        metrics/within.json     UAR and recalls within CT, within X-ray, and within each site
-        metrics/ranking.json    AUROC, operating points, calibration error, Brier score
-        metrics/probes.json     the fine-tuned system where only a part of the image is visible
-        metrics/audit.json      what the splits share
-        metrics/all.json        the figures of test.json over all images, for systems that answered
-                                all of them
-        metrics/*.csv           tables for a reviewer: within (all groups, those of one class too),
-                                audit (images and patients by split), near_duplicates
-        metrics/runs.json       how each came about: checkpoint, commit, device, n, seed, versions
-        metrics/*.md            model_card and claim (a checklist), filled from all that
-        plots/*.csv             what `dvc plots` draws: confusion_<system>, recall, uar, probes,
-                                reliability, training
-        plots/*.png             the same drawn
-        plots/sheets/           pictures that show images of the collections (never in Git)
+Reads   data/predictions/, data/probes/, data/training/, data/audit/, data/manifest.csv,
+        data/split.csv, data/images/ (the smallest side), data/slices/index.csv
+Writes  metrics/test.json        UAR, WAR and recalls with 95 % intervals, precision and F1
+        metrics/external.json    the same on external sites; {} without any
+        metrics/patients.json    the same per patient, with AUROC
+        metrics/within.json      within modality, site, collection and severity (and .csv)
+        metrics/ranking.json     AUROC, sensitivity and specificity at thresholds of the validation
+                                 split, calibration error, Brier score
+        metrics/primary.json     the comparisons that were chosen in advance
+        metrics/probes.json      what a linear model learns from one region of the images
+        metrics/audit.json       what the splits share (and .csv, near_duplicates.csv)
+        metrics/all.json         all images, for systems that answered all of them
+        metrics/runs.json        how each system's answers were made
+        metrics/answers.csv      every answer to a test or external image
+        metrics/*.md             model card and checklist
+        plots/                   tables for `dvc plots` and the same as PNG charts
+        data/sheets/             pictures that show images of the collections (never in Git)
 
-All metrics come from the predictions' files, none from weights: this stage alone writes what Git
-tracks, and needs no GPU.
+Every file in data/predictions is a system: none is named here. Both folders are written anew, so
+that a system that is gone leaves nothing behind.
 
     python stages/evaluate.py        (or: dvc repro evaluate)
 """
 
-import chest.early  # noqa: F401
-
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from chest import audit, card, charts, predictions, scores
-from chest.calibration import reliability
-from chest.dataset import Dataset, read_dataset
-from chest.errors import run_stage
-from chest.files import replacing, together, write_json, write_table, write_text
-from chest.intervals import intervals
-from chest.labels import LABELS, SPLITS
-from chest.metrics import rounded
-from chest.params import load_params
-from chest.regions import visible_region
-from chest.systems import PROBES, SYSTEM_NAMES, SYSTEMS, TRAINED
-from chest.within import nest_within, score_modalities, score_sites, tabulate_within
+from chest.core.errors import ParameterError
+from chest.core.files import replacing, write_json, write_table, write_text
+from chest.core.labels import EVALUATED
+from chest.core.parallel import parallel_map
+from chest.core.params import Params, Section, Text, load_params
+from chest.core.runtime import run_stage
+from chest.data import audit
+from chest.data.dataset import Dataset, read_dataset
+from chest.evaluation.calibration import reliability
+from chest.evaluation.comparison import primary_comparisons
+from chest.evaluation.metrics import rounded
+from chest.evaluation.predictions import System, read_curve, read_systems
+from chest.evaluation.probes import read_probes
+from chest.evaluation.revisions import write_answers
+from chest.evaluation.subgroups import nest_groups, read_severity, tabulate_groups
+from chest.reporting import charts, model_card, scores
+from chest.reporting.scores import Found, Scores
 
-METRICS = Path("metrics")
-PLOTS = Path("plots")
-CLOSEST = 20  # near-duplicate pairs in the table that Git tracks; data/audit has more
-
+METRICS, PLOTS, SHEETS = Path("metrics"), Path("plots"), Path("data/sheets")
+COMPARED = (
+    "uar",
+    "baseline_uar",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "smallest_difference",
+)
+CLOSEST = 20  # pairs of near-duplicates that Git tracks; data/audit has all
 NOTES = {
     "phantom": "Drawn phantoms: no image of a person.",
     "study": "Images of the published collections. They show patients: do not publish.",
 }
 
 
-@together()
+class EvaluationSettings(Section):
+    """The block ``evaluation`` of params.yaml."""
+
+    primary: Text  # the system that the model card describes
+
+
 def main() -> None:
     params = load_params()
-    data = read_dataset(*SPLITS)
-    answers = {
-        system: predictions.describe(
-            predictions.read(system, data.table, due=predictions.ANSWERED[system]), data.table
-        )
-        for system in SYSTEMS
-    }
-    records = {system: predictions.read_record(system) for system in SYSTEMS}
-    test = {
-        system: table[table["split"] == "test"].reset_index(drop=True)
-        for system, table in answers.items()
-    }
-    probed = {
-        probe: predictions.describe(
-            predictions.read(probe, data.table, predictions.PROBES, predictions.TEST), data.table
-        )
-        for probe in PROBES
-    }
-    for probe in PROBES:
-        predictions.read_record(probe, predictions.PROBES)
-    names = {system: display_name(system, record) for system, record in records.items()}
-    curve = predictions.read_curve(TRAINED, records[TRAINED]["best_epoch"])
-    twins, counts = audit.read_audit(data.table)
-    leaks = audit.leak_counts(data.table, counts)
+    data = read_dataset("train", "val", "test")
+    systems = read_systems(data.table)
+    primary = choose_primary(systems, params.section("evaluation", EvaluationSettings).primary)
+    probes = read_probes(data.table)
+    pairs, counts = audit.read_audit(data.table)
 
-    # 1. Figures: values and intervals of each system, over all test images and within groups.
-    found = {system: intervals(table, params.seed) for system, table in test.items()}
-    modalities = {system: score_modalities(table, params.seed) for system, table in test.items()}
-    groups = {s: modalities[s] + score_sites(test[s], params.seed) for s in SYSTEMS}
-    rankings = {system: scores.ranking(table) for system, table in test.items()}
-    recalls = pd.DataFrame(
-        [row for s in SYSTEMS for row in scores.recall_rows(s, test[s], found[s])]
+    # 1. Figures with intervals: {system: {split: Scores}}.
+    score = partial(scores.score_system, seed=params.seed, severity=read_severity())
+    found = dict(zip(systems, parallel_map(score, [*systems.values()]), strict=True))
+    uars = [row for x in systems.values() for row in scores.uar_rows("system", x, params.seed)]
+    recalls = [row for key, own in found.items() for row in scores.recall_rows(key, own)]
+    probed = [row for x in probes.values() for row in scores.uar_rows("probe", x, params.seed)]
+    run = model_card.Run(
+        params=params,
+        labelled=data.table,
+        systems=systems,
+        primary=primary,
+        found=found,
+        uars=pd.DataFrame(uars),
+        recalls=pd.DataFrame(recalls),
+        probe_uars=pd.DataFrame(probed),
+        leaks=audit.leak_counts(data.table, counts),
+        comparisons=primary_comparisons(systems, primary.key, params.seed),
     )
-    uars = pd.DataFrame([
-        row
-        for s in SYSTEMS
-        for row in scores.uar_rows("system", s, test[s], found[s], modalities[s])
-    ])  # fmt: skip
-    whole = scores.uar_rows("probe", "everything", test[TRAINED], found[TRAINED],
-                            modalities[TRAINED])  # fmt: skip
-    probes = pd.DataFrame(whole + probe_rows(probed, params.seed))
 
-    # 2. Metrics, nested as `dvc metrics` wants them, and tables for a reviewer.
-    complete = {s: table for s, table in answers.items() if set(table["split"]) == set(SPLITS)}
-    write_metrics("test", {s: scores.headline(test[s], found[s]) for s in SYSTEMS})
-    write_metrics("within", {s: {"within": nest_within(groups[s])} for s in SYSTEMS})
-    write_metrics("ranking", rankings)
-    write_metrics("probes", {TRAINED: {"probes": nest_probes(probes)}})
-    write_metrics("audit", {"audit": leaks})
-    write_metrics("all", {
-        s: {"all_images": scores.headline(table, intervals(table, params.seed))}
-        for s, table in complete.items()
-    })  # fmt: skip
-    within = pd.concat([tabulate_within(s, groups[s]) for s in SYSTEMS])
-    write_table(METRICS / "within.csv", within)
-    write_table(METRICS / "audit.csv", audit.composition(data.table))
-    write_table(METRICS / "near_duplicates.csv", audit.worst_pairs(twins, CLOSEST))
-    write_json(METRICS / "runs.json", records)
-
-    # 3. What `dvc plots` draws, and the same drawn.
-    for system, table in test.items():
-        write_table(PLOTS / f"confusion_{system}.csv", table[["actual", "predicted"]])
-    trained = test[TRAINED]
-    bins = reliability(
-        trained[list(LABELS)].to_numpy(), trained["predicted"].to_numpy(),
-        trained["actual"].to_numpy(),
-    )  # fmt: skip
-    drawn = {"recall": recalls, "uar": uars, "probes": probes, "reliability": bins.round(4),
-             "training": curve}  # fmt: skip
-    for name, table in drawn.items():
-        write_table(PLOTS / f"{name}.csv", table)
-    charts.draw_confusions(PLOTS / "confusion.png", test, names)
-    charts.draw_recalls(PLOTS / "recall.png", recalls, names)
-    charts.draw_uars(PLOTS / "uar.png", uars, names)
-    charts.draw_probes(PLOTS / "probes.png", probes, names[TRAINED])
-    charts.draw_reliability(PLOTS / "reliability.png", drawn["reliability"], names[TRAINED])
-    charts.draw_training(PLOTS / "training.png", curve, records[TRAINED]["best_epoch"])
-
-    # 4. Pictures that show images.
-    with replacing(PLOTS / "sheets") as folder:
-        folder.mkdir()
-        note = NOTES[params.profile]
-        charts.draw_contact_sheet(folder / "contact_sheet.png", data.images, data.table, note)
-        wrong = worst_mistakes(trained, data)
-        title = f"{names[TRAINED]}: {len(wrong)} of {len(trained)} test images wrong. {note}"
-        charts.draw_mistakes(folder / "mistakes.png", data.images, wrong, title)
-        regions = {probe: visible_region(probe, data.images.shape[1]) for probe in PROBES}
-        charts.draw_probe_regions(folder / "probes.png", data.images, data.table, note, regions)
-
-    # 5. The card and the checklist.
-    told = card.Run(params, records, names, data.table, uars, recalls, probes, within, leaks,
-                    rankings[TRAINED])  # fmt: skip
-    for document in ("model_card.md", "claim.md"):
-        write_text(METRICS / document, card.render(document, told))
+    # 2. All files; both folders replace those of an earlier run once everything is there.
+    with replacing(METRICS) as metrics, replacing(PLOTS) as plots, replacing(SHEETS) as sheets:
+        for folder in (metrics, plots, sheets):
+            folder.mkdir()
+        write_metrics(metrics, run)
+        write_table(metrics / "audit.csv", audit.composition(data.table))
+        write_table(metrics / "near_duplicates.csv", audit.worst_pairs(pairs, CLOSEST))
+        write_answers(metrics / "answers.csv", systems)
+        for document in ("model_card.md", "claim.md"):
+            write_text(metrics / document, model_card.render(document, run))
+        draw_plots(plots, run)
+        draw_sheets(sheets, data, run)
 
 
-def display_name(system: str, record: dict) -> str:
-    """As charts name it; what came out of random weights says so."""
-    if record["weights"] != "random":
-        return SYSTEM_NAMES[system]
-    how = "trained from random weights" if system == TRAINED else "random weights"
-    return f"{SYSTEM_NAMES[system]} ({how})"
+def choose_primary(systems: dict[str, System], key: str) -> System:
+    """Return the system `key`; raises ParameterError if it has not answered the test split."""
+    known = [name for name, system in systems.items() if "test" in system.splits]
+    if key not in known:
+        expected = f"one of {', '.join(known)}"
+        raise ParameterError(f"params.yaml: evaluation.primary: {key} found, {expected} expected")
+    return systems[key]
 
 
-def probe_rows(probed: dict[str, pd.DataFrame], seed: int) -> list[dict]:
-    """Rows of ``plots/probes.csv``: UAR over all images and within each modality for each probe."""
-    return [
-        row
-        for probe, table in probed.items()
-        for row in scores.uar_rows(
-            "probe", probe, table, intervals(table, seed), score_modalities(table, seed)
-        )
+def write_metrics(folder: Path, run: model_card.Run) -> None:
+    """Write what `dvc metrics` reads, nested floats of 4 places, and tables for a reviewer."""
+    complete = {k: s for k, s in run.systems.items() if {"train", "val", "test"} <= s.splits}
+    metrics = {
+        "test": {key: own.headline for key, own in of_split(run.found, "test")},
+        "external": {key: own.headline for key, own in of_split(run.found, "external")},
+        "patients": nest(run.found, lambda own: own.patients),
+        "within": nest(run.found, lambda own: {"within": nest_groups(own.groups)}),
+        "ranking": nest(run.found, lambda own: own.ranking),
+        "probes": {"probes": scores.nest_uars(run.probe_uars)},
+        "primary": run.comparisons.set_index("modality")[[*COMPARED]].to_dict("index"),
+        "audit": {"audit": run.leaks},
+        "all": {
+            key: {"all_images": scores.headline(system.answers, run.params.seed)}
+            for key, system in complete.items()
+        },
+    }
+    for name, content in metrics.items():
+        write_json(folder / f"{name}.json", rounded(content))
+    records = {key: describe(system, run.params) for key, system in run.systems.items()}
+    write_json(folder / "runs.json", records)
+    within = [
+        tabulate_groups(key, own.groups).assign(split=split)
+        for split in EVALUATED
+        for key, own in of_split(run.found, split)
     ]
+    write_table(folder / "within.csv", pd.concat(within))
+    write_table(folder / "primary.csv", run.comparisons, float_format="%.4f")
 
 
-def nest_probes(probes: pd.DataFrame) -> dict:
-    """{probe: {uar, uar_ct, uar_xray}} of ``plots/probes.csv``."""
-    nested: dict = {}
-    for row in probes.itertuples():
-        key = "uar" if row.within == scores.ALL else f"uar_{row.within}"
-        nested.setdefault(row.probe, {})[key] = row.uar
+def of_split(found: Found, split: str) -> list[tuple[str, Scores]]:
+    """Return (system, Scores) of the systems that answered `split`."""
+    return [(key, own[split]) for key, own in found.items() if split in own]
+
+
+def nest(found: Found, figures: Callable[[Scores], dict]) -> dict:
+    """Return {system: figures on the test split, and under "external" those on external sites}."""
+    nested: dict = {key: figures(own) for key, own in of_split(found, "test")}
+    for key, own in of_split(found, "external"):
+        nested.setdefault(key, {})["external"] = figures(own)
     return nested
 
 
-def write_metrics(name: str, metrics: dict) -> None:
-    """Write metrics/`name`.json: nested floats of 4 places."""
-    write_json(METRICS / f"{name}.json", rounded(metrics))
+def describe(system: System, params: Params) -> dict:
+    """Return the record of a system for Git: floats of 4 digits.
+
+    Phantom runs give the same results on all machines, so what differs between machines is left
+    out of theirs.
+    """
+    record = system.record.model_dump()
+    if params.profile == "phantom":
+        record["device"] = record["device"] and "CPU"
+        record["versions"].pop("python", None)
+    details = record["details"].items()
+    record["details"] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in details}
+    return record
 
 
-def worst_mistakes(table: pd.DataFrame, data: Dataset) -> pd.DataFrame:
-    """Wrong answers, the truth's least probable first: what `draw_mistakes` reads."""
-    row_of = pd.Series(np.arange(len(data.table)), data.table["image_id"])
-    listed = table.assign(
-        row=row_of[table["image_id"]].to_numpy(),
-        probability=probabilities_of(table, "predicted"),
-        truth=probabilities_of(table, "actual"),
-    )
-    wrong = listed[listed["actual"] != listed["predicted"]]
-    return wrong.sort_values(["truth", "image_id"], ignore_index=True)
+def draw_plots(folder: Path, run: model_card.Run) -> None:
+    """Write the tables that `dvc plots` draws, and the same as charts."""
+    primary, marks = run.primary, charts.palette(run.names, run.blind)
+    own = run.found[primary.key]
+    bins = [reliability(x.answers).assign(split=split) for split, x in own.items()]
+    tables = {
+        "recall": run.recalls,
+        "uar": run.uars,
+        "probes": run.probe_uars,
+        "reliability": pd.concat(bins).round(4),
+        "scores": pd.concat([scores.score_bins(split, x.answers) for split, x in own.items()]),
+    }
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table)
+    curves = {key: read_curve(system) for key, system in run.systems.items()}
+    curves = {key: curve for key, curve in curves.items() if curve is not None}
+    for key, curve in curves.items():
+        write_table(folder / "training" / f"{key}.csv", curve)
+    seeing = [(key, x) for key, x in of_split(run.found, "test") if key not in run.blind]
+    for key, x in seeing:
+        write_table(folder / "confusion" / f"{key}.csv", x.answers[["actual", "predicted"]])
+
+    seeing.sort(key=lambda item: item[0] != primary.key)  # stable: the primary system first
+    matrices = [(marks[key], "test", x.answers) for key, x in seeing]
+    matrices[1:1] = [(marks[primary.key], s, x.answers) for s, x in own.items() if s != "test"]
+    kept = {key: run.systems[key].record.details.get("best_epoch") for key in curves}
+    charts.draw_confusions(folder / "confusion.png", matrices)
+    charts.draw_recalls(folder / "recall.png", run.recalls, marks)
+    charts.draw_uars(folder / "uar.png", run.uars, marks)
+    charts.draw_probes(folder / "probes.png", run.probe_uars, run.uars, marks)
+    charts.draw_reliability(folder / "reliability.png", tables["reliability"], primary.name)
+    charts.draw_scores(folder / "scores.png", tables["scores"], run.triage, primary.name)
+    if curves:
+        named = {run.names[key]: (curve, kept[key]) for key, curve in curves.items()}
+        charts.draw_training(folder / "training.png", named)
 
 
-def probabilities_of(table: pd.DataFrame, column: str) -> np.ndarray:
-    """The probability of the class that `column` names, float64 (n,); NaN where it names none."""
-    named = pd.Index(LABELS).get_indexer(table[column])
-    probabilities = table[list(LABELS)].to_numpy()[np.arange(len(table)), named]
-    return np.where(named < 0, np.nan, probabilities)
+def draw_sheets(folder: Path, data: Dataset, run: model_card.Run) -> None:
+    """Draw pictures that show images of the collections."""
+    note, answers = NOTES[run.params.profile], run.found[run.primary.key]["test"].answers
+    charts.draw_contact_sheet(folder / "contact_sheet.png", data.images, data.table, note)
+    modalities = data.table["modality"].tolist()
+    charts.draw_regions(folder / "regions.png", data.images, modalities, note)
+    wrong = scores.worst_mistakes(answers)
+    rows = pd.Series(range(len(data.table)), data.table["image_id"])
+    wrong = wrong.assign(row=wrong["image_id"].map(rows))
+    title = f"{run.primary.name}: {len(wrong):,} of {len(answers):,} test images wrong. {note}"
+    charts.draw_mistakes(folder / "mistakes.png", data.images, wrong, title)
 
 
 if __name__ == "__main__":

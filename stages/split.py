@@ -1,33 +1,38 @@
-"""Split the images into training, validation and test.
+"""Split the images into training, validation, test and, for a held-out site, external images.
 
-Reads   data/manifest.csv, of data/images.npy how many images there are
-Writes  data/split.csv      image_id and split (train, val or test), sorted by image_id
+Reads   data/manifest.csv
+Writes  data/split.csv      image_id and split (train, val, test, external), sorted by image_id
 
 All images of a patient, across the collections, and all images with identical pixels stay in one
-split; each share holds in each class of each collection. The stage checks that itself before it
-writes. With `split.group: image` it does what the published study did, and says what that leaks.
+split; the shares hold in each class of each collection. The stage verifies both. The parameters
+`split.external` holds sites out, `split.folds` makes folds for cross-validation, and `split.group:
+image` repeats the published study's protocol, with its leak.
 
     python stages/split.py        (or: dvc repro split)
 """
 
-import chest.early  # noqa: F401
-
 import pandas as pd
 
-from chest.dataset import SPLIT, read_images, read_manifest
-from chest.errors import run_stage
-from chest.files import write_table
-from chest.params import load_params
-from chest.splitting import assign_splits, check_split, share_table, shared_between_splits
+from chest.core.files import write_table
+from chest.core.params import load_params
+from chest.core.runtime import run_stage
+from chest.data.dataset import SPLIT, read_manifest
+from chest.data.splits import (
+    Split,
+    assign_splits,
+    check_split,
+    share_table,
+    shared_between_splits,
+)
 
 
 def main() -> None:
     params = load_params()
+    settings = params.section("split", Split)
     manifest = read_manifest()
-    read_images(len(manifest))  # a manifest that lost its last rows looks whole
-    shares = {"train": params.split.train, "val": params.split.val, "test": params.split.test}
-    split = assign_splits(manifest, shares, params.split.group, params.seed)
-    check_split(manifest, split, params.split.group)
+    seed = params.seed if settings.seed is None else settings.seed
+    split = assign_splits(manifest, settings, seed)
+    check_split(manifest, split, settings.group)
     write_table(SPLIT, pd.DataFrame({"image_id": manifest["image_id"], "split": split}))
 
     print(share_table(manifest, split).round(3).to_string())

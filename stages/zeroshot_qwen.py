@@ -1,55 +1,78 @@
 """Ask Qwen2.5-VL what each image shows: COVID-19, tuberculosis or normal lungs.
 
-Reads   data/manifest.csv, data/images.npy, data/split.csv, the checkpoint
-Writes  data/predictions/zeroshot_qwen.csv    one row an image of the test split (or of all)
+Reads   data/manifest.csv, data/images/<side>.npy, data/split.csv, the checkpoint
+Writes  data/predictions/zeroshot_qwen.csv    a row per image of the test (and external) split
         data/predictions/zeroshot_qwen.json   checkpoint, device, precision, seed, versions
-        .resume/zeroshot_qwen/                answers already given, until the stage is done
+        .resume/zeroshot_qwen/                answers given so far, until the stage is done
 
     python stages/zeroshot_qwen.py        (or: dvc repro zeroshot_qwen)
     accelerate launch stages/zeroshot_qwen.py        on several GPUs
 """
 
-import chest.early  # noqa: F401
+from collections.abc import Sequence
 
-from chest import predictions
-from chest.compute import find_checkpoint, record, start
-from chest.dataset import read_dataset
-from chest.errors import run_stage
-from chest.labels import SPLITS
-from chest.params import load_params
-from chest.qwen import Asked, ask_rows, load_reader
-from chest.resident import place_images
-from chest.resume import open_journal, origin_of
+import numpy as np
+
+from chest.core.params import Params, load_params
+from chest.core.runtime import run_stage
+from chest.data.dataset import read_dataset
+from chest.evaluation import predictions
+from chest.models.common.checkpoints import find_checkpoint
+from chest.models.common.device import Precision, describe_run, start
+from chest.models.common.fingerprint import fingerprint
+from chest.models.common.image_store import place_images
+from chest.models.common.journal import open_journal
+from chest.models.predictor import Predictor, Probabilities
+from chest.models.qwen import AskedRows, QwenPrompts, QwenSettings, ask_rows, load_reader
 
 SYSTEM = "zeroshot_qwen"
+IDENTITY = {"name": "Qwen2.5-VL, zero-shot", "kind": "zero-shot"}
 
 
 def main() -> None:
     params = load_params()
-    settings = params.chosen.zeroshot_qwen
-    splits = SPLITS if settings.images == "all" else ("test",)
-    data = read_dataset(*splits, side=params.image_size)
-    accelerator = start(params.seed)
-    source = find_checkpoint(settings.checkpoint, settings.revision)
-    reader = load_reader(source, params.image_size, accelerator)
+    settings = params.system(SYSTEM, QwenSettings)
+    prompts = params.section("prompts.qwen", QwenPrompts)
+    data = read_dataset("test", side=settings.image_size)
+    rows = data.rows(*settings.splits)
 
-    rows = data.rows(*splits)
+    accelerator = start(params.seed, params.system("precision", Precision))
+    source = find_checkpoint(settings.checkpoint, settings.revision)
+    reader = load_reader(accelerator, source, settings.image_size)
     images = place_images(data.images, accelerator.device)
-    modalities = data.table["modality"].to_numpy()[rows]
-    asked = Asked(images, rows, modalities, params.prompts.qwen, settings)
-    origin = origin_of(accelerator, source, {
-        "image_size": params.image_size, **params.prompts.qwen.model_dump(),
-        **settings.model_dump(),
-    })  # fmt: skip
+    asked = AskedRows(images, rows, data.table["modality"].to_numpy()[rows])
+
+    parameters = {"prompts": prompts.model_dump(), "settings": settings.model_dump()}
+    origin = fingerprint(accelerator, source, settings.image_size, parameters)
     journal = open_journal(accelerator, SYSTEM, origin)
-    answers = ask_rows(accelerator, reader, asked, journal)
+    answers = ask_rows(accelerator, reader, asked, prompts, settings, journal)
 
     if accelerator.is_main_process:
-        table = predictions.tabulate(data.table.iloc[rows], answers)
-        made_by = record(accelerator, source, reader.model, params.seed, len(rows))
-        predictions.write(SYSTEM, table, {**made_by, "method": settings.method})
+        run = describe_run(accelerator, source, reader.model, params.seed)
+        details = {"method": settings.method}
+        record = predictions.Record(**IDENTITY, n=len(rows), **run, details=details)
+        predictions.write(SYSTEM, predictions.tabulate(data.table.iloc[rows], answers), record)
         journal.clear()
     accelerator.end_training()
+
+
+def load_predictor(params: Params) -> Predictor:
+    """Load the system for new images, as tools/predict.py does."""
+    settings = params.system(SYSTEM, QwenSettings)
+    prompts = params.section("prompts.qwen", QwenPrompts)
+    accelerator = start(params.seed, params.system("precision", Precision))
+    source = find_checkpoint(settings.checkpoint, settings.revision)
+    reader = load_reader(accelerator, source, settings.image_size)
+
+    def classify(images: np.ndarray, rows: np.ndarray, modalities: Sequence[str]) -> Probabilities:
+        asked = AskedRows(place_images(images, accelerator.device), rows, modalities)
+        return ask_rows(accelerator, reader, asked, prompts, settings)
+
+    def describe(n: int) -> dict:
+        run = describe_run(accelerator, source, reader.model, params.seed)
+        return {**IDENTITY, "n": n, **run, "details": {"method": settings.method}}
+
+    return Predictor(settings.image_size, True, classify, describe)
 
 
 if __name__ == "__main__":

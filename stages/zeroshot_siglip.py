@@ -1,56 +1,85 @@
 """Compare each image with prompts for COVID-19, normal and tuberculosis, by SigLIP.
 
-Reads   data/manifest.csv, data/images.npy, data/split.csv, the checkpoint
-Writes  data/predictions/zeroshot_siglip.csv    one row an image of the test split (or of all)
+Reads   data/manifest.csv, data/images/<side>.npy, data/split.csv, the checkpoint
+Writes  data/predictions/zeroshot_siglip.csv    a row per image of the test (and external) split
         data/predictions/zeroshot_siglip.json   checkpoint, device, precision, seed, versions
-        .resume/zeroshot_siglip/                answers already given, until the stage is done
+        .resume/zeroshot_siglip/                answers given so far, until the stage is done
 
     python stages/zeroshot_siglip.py        (or: dvc repro zeroshot_siglip)
     accelerate launch stages/zeroshot_siglip.py        on several GPUs
 """
 
-import chest.early  # noqa: F401
+from collections.abc import Sequence
 
-from chest import predictions
-from chest.compute import find_checkpoint, load_normalization, record, start
-from chest.dataset import read_dataset
-from chest.errors import run_stage
-from chest.labels import SPLITS
-from chest.params import load_params
-from chest.resident import place_images
-from chest.resume import open_journal, origin_of
-from chest.siglip import Input, class_embeddings, compare_rows, load_for_prompts
+import numpy as np
+import torch
+
+from chest.core.params import Params, load_params
+from chest.core.runtime import run_stage
+from chest.data.dataset import read_dataset
+from chest.evaluation import predictions
+from chest.models.common.checkpoints import find_checkpoint
+from chest.models.common.device import Precision, describe_run, float_type, start
+from chest.models.common.fingerprint import fingerprint
+from chest.models.common.image_store import place_images
+from chest.models.common.journal import open_journal
+from chest.models.common.pixels import to_pixels
+from chest.models.explain import relevance_of_prompts
+from chest.models.predictor import Predictor, Probabilities
+from chest.models.settings import ZeroshotSettings
+from chest.models.siglip import SiglipPrompts, compare_rows, load_prompt_classifier
 
 SYSTEM = "zeroshot_siglip"
+IDENTITY = {"name": "SigLIP, zero-shot", "kind": "zero-shot"}
 
 
 def main() -> None:
     params = load_params()
-    settings = params.chosen.zeroshot_siglip
-    splits = SPLITS if settings.images == "all" else ("test",)
-    data = read_dataset(*splits, side=params.image_size)
-    accelerator = start(params.seed)
-    source = find_checkpoint(settings.checkpoint, settings.revision)
-    model, tokenizer = load_for_prompts(source, params.image_size)
-    model.to(accelerator.device)
+    settings = params.system(SYSTEM, ZeroshotSettings)
+    prompts = params.section("prompts.siglip", SiglipPrompts)
+    data = read_dataset("test", side=settings.image_size)
+    rows = data.rows(*settings.splits)
 
-    # The prompts' side once, then the images'.
-    classes = class_embeddings(model, tokenizer, params.prompts.siglip.model_dump())
-    rows = data.rows(*splits)
+    accelerator = start(params.seed, params.system("precision", Precision))
+    source = find_checkpoint(settings.checkpoint, settings.revision)
+    classifier = load_prompt_classifier(accelerator, source, settings.image_size, prompts)
     images = place_images(data.images, accelerator.device)
-    asked = Input(images, rows, load_normalization(source))
-    origin = origin_of(accelerator, source, {
-        "image_size": params.image_size, **params.prompts.siglip.model_dump(),
-        **settings.model_dump(),
-    })  # fmt: skip
+
+    parameters = {"prompts": prompts.model_dump(), "settings": settings.model_dump()}
+    origin = fingerprint(accelerator, source, settings.image_size, parameters)
     journal = open_journal(accelerator, SYSTEM, origin)
-    answers = compare_rows(accelerator, model, classes, asked, settings.batch_size, journal)
+    answers = compare_rows(accelerator, classifier, images, rows, settings.batch_size, journal)
 
     if accelerator.is_main_process:
-        table = predictions.tabulate(data.table.iloc[rows], answers)
-        predictions.write(SYSTEM, table, record(accelerator, source, model, params.seed, len(rows)))
+        run = describe_run(accelerator, source, classifier.model, params.seed)
+        record = predictions.Record(**IDENTITY, n=len(rows), **run)
+        predictions.write(SYSTEM, predictions.tabulate(data.table.iloc[rows], answers), record)
         journal.clear()
     accelerator.end_training()
+
+
+def load_predictor(params: Params) -> Predictor:
+    """Load the system for new images, as tools/predict.py does."""
+    settings = params.system(SYSTEM, ZeroshotSettings)
+    prompts = params.section("prompts.siglip", SiglipPrompts)
+    accelerator = start(params.seed, params.system("precision", Precision))
+    source = find_checkpoint(settings.checkpoint, settings.revision)
+    classifier = load_prompt_classifier(accelerator, source, settings.image_size, prompts)
+
+    def classify(images: np.ndarray, rows: np.ndarray, _: Sequence[str]) -> Probabilities:
+        placed = place_images(images, accelerator.device)
+        return compare_rows(accelerator, classifier, placed, rows, settings.batch_size)
+
+    def explain(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        grey = torch.from_numpy(images).to(accelerator.device)
+        pixels = to_pixels(grey, classifier.normalization, dtype=float_type(accelerator))
+        return relevance_of_prompts(classifier.model, pixels, classifier.classes, classes)
+
+    def describe(n: int) -> dict:
+        run = describe_run(accelerator, source, classifier.model, params.seed)
+        return {**IDENTITY, "n": n, **run}
+
+    return Predictor(settings.image_size, False, classify, describe, explain)
 
 
 if __name__ == "__main__":

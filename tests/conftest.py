@@ -1,12 +1,25 @@
-"""What is made once for all tests: phantoms and checkpoints."""
+"""Phantoms and checkpoints that are made once per test process, and one thread for each."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test workers would oversubscribe the cores
 
 import pytest
 from support import load_script
 
+from chest.core import parallel
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """Keep `parallel_map` in this process: workers would keep the folder of the first test."""
+    monkeypatch.setattr(parallel, "workers", lambda: 1)
+
+
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory):
-    """The three collections, drawn with a tenth of the patients; to be read only."""
+    """Draw the three collections with a tenth of the patients; to be read only."""
     folder = tmp_path_factory.mktemp("drawn") / "phantom"
     load_script("data/draw_phantoms.py").main(folder, scale=0.1)
     return folder
@@ -14,12 +27,7 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """The tiny checkpoints, siglip and qwen; to be read only."""
+    """Make the tiny checkpoints siglip and qwen; to be read only."""
     folder = tmp_path_factory.mktemp("made") / "checkpoints"
     load_script("data/make_checkpoints.py").main(folder)
     return folder
-
-
-def pytest_collection_modifyitems(items):
-    """The file that takes longest comes first: another worker does all others meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")

@@ -1,18 +1,22 @@
 """Compare two systems, or two runs, on the same images: is the difference more than noise?
 
-Reads   the predictions of both, and the manifest and split that they belong to
-Prints  UAR, WAR and the recall of each class of both, the difference with its 95 % interval (the
-        same patients drawn for both), McNemar's exact test, and a verdict in words
+Prints UAR, WAR, UAR within CT and within X-ray, and the recall of each class of both; the
+difference with its 95 % interval (the same patients drawn for both); the smallest difference that
+these images can show; and a verdict in words. No data are needed where metrics/answers.csv has the
+answers.
 
 FIRST and SECOND are each one of
-    finetune_siglip               a system: data/predictions/finetune_siglip.csv
+    finetune_siglip               a system: data/predictions, else metrics/answers.csv
     elsewhere/predictions.csv     a predictions file, of the images of data/manifest.csv
-    main:finetune_siglip          a system as of a Git revision or a DVC experiment, with that
-                                  revision's manifest and split, out of DVC's cache or remote
+    main:finetune_siglip          a system in metrics/answers.csv of a revision or DVC experiment
 
     python tools/compare.py zeroshot_siglip finetune_siglip
-    python tools/compare.py main:finetune_siglip finetune_siglip --split val
-    python tools/compare.py HEAD~1:finetune_siglip lively-newt:finetune_siglip --json
+    python tools/compare.py HEAD:finetune_siglip finetune_siglip --split external
+    python tools/compare.py main:finetune_siglip finetune_siglip --json
+    python tools/compare.py blind_pixels a:finetune_siglip --runs b:finetune_siglip
+
+With several runs of a system, trained with other seeds on the same split, their mean is compared,
+and the interval holds the noise of training too.
 """
 
 import argparse
@@ -21,100 +25,94 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from chest.commands import parser
-from chest.comparison import Comparison, compare, points, verdicts
-from chest.errors import run
-from chest.intervals import DRAWS, FEWEST_DRAWS
-from chest.labels import LABEL_NAMES, SPLITS
-from chest.revisions import read_all
+from chest.core.errors import ChestError
+from chest.core.labels import EVALUATED, LABEL_NAMES, SPLITS
+from chest.core.runtime import parser, run
+from chest.evaluation.comparison import Comparison, Difference, verdict, verdicts
+from chest.evaluation.intervals import DRAWS
+from chest.evaluation.revisions import read_all
+from chest.reporting.review import SEED, WITHIN, cells, compare_parts
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = read_options(arguments)
+    sources = [options.first, *options.first_runs, options.second, *options.runs]
+    splits = EVALUATED if options.split == "all" else (options.split,)
+    tables = [table[table["split"].isin(splits)] for table in read_all(*sources)]
+    for source, table in zip(sources, tables, strict=True):
+        if table.empty:
+            raise ChestError(f"{source} has no answers for {' or '.join(splits)}")
+    count = 1 + len(options.first_runs)
     names = options.first, options.second
-    first, second = read_all(*names)
-    split = None if options.split == "all" else options.split
-    result = compare(first, second, options.seed, split, options.draws, names)
-    if options.json:
-        print(json.dumps(as_json(result, options), indent=2, allow_nan=False))
-    else:
-        print(as_text(result, options))
+    result, within = compare_parts(
+        tables[:count], tables[count:], options.seed, options.draws, names
+    )
+    said = verdicts(result, names)
+    if result.unlike:
+        said = [f"{verdict(WITHIN[key], d, names)}." for key, d in within.items()] + said
+    print((as_json if options.json else as_text)(options, result, within, said))
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
     command = parser(__doc__)
-    command.add_argument("first", metavar="FIRST")
-    command.add_argument("second", metavar="SECOND")
-    command.add_argument(
-        "--split", choices=[*SPLITS, "all"], default="test",
-        help="the images to compare on; all: every image that they answered (default: test)",
-    )  # fmt: skip
-    command.add_argument("--seed", type=int, default=42, help="of the draws (default: 42)")
-    command.add_argument(
-        "--draws", type=int, default=DRAWS, metavar="N",
-        help=f"of patients, {FEWEST_DRAWS:,} or more (default: {DRAWS:,})",
-    )  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print json, for programs")
+    add, several = command.add_argument, {"nargs": "+", "default": [], "metavar": "SOURCE"}
+    add("first", metavar="FIRST")
+    add("second", metavar="SECOND")
+    add("--runs", **several, help="further runs of SECOND")
+    add("--first-runs", **several, help="further runs of FIRST")
+    add("--split", choices=[*SPLITS, "all"], default="test", help="all: test and external")
+    add("--seed", type=int, default=SEED, help="of the draws (default: %(default)s)")
+    add("--draws", type=int, default=DRAWS, metavar="N", help="default: %(default)s")
+    add("--json", action="store_true", help="print json, for programs")
     return command.parse_args(arguments)
 
 
-# --- Printing --------------------------------------------------------------------------------
-
-
-def as_json(result: Comparison, options: argparse.Namespace) -> dict:
-    names = options.first, options.second
-    return {
-        "first": names[0],
-        "second": names[1],
-        "split": options.split,
-        "seed": options.seed,
-        "draws": options.draws,
+def as_json(
+    options: argparse.Namespace,
+    result: Comparison,
+    within: dict[str, Difference],
+    said: list[str],
+) -> str:
+    figures = {"uar": result.uar, "war": result.war, **within}
+    content = {
+        **{key: getattr(options, key) for key in ("first", "second", "split", "seed", "draws")},
         **asdict(result),
-        "beyond_noise": {"uar": result.uar.beyond_noise, "war": result.war.beyond_noise},
-        "verdict": verdicts(result, names),
+        "within": {modality: asdict(difference) for modality, difference in within.items()},
+        "beyond_noise": {key: difference.beyond_noise for key, difference in figures.items()},
+        "note": result.note,
+        "verdict": said,
     }
+    return json.dumps(content, indent=2, allow_nan=False)
 
 
-def as_text(result: Comparison, options: argparse.Namespace) -> str:
-    names = options.first, options.second
-    n = result.images["total"]
-    where = "All images" if options.split == "all" else f"The {options.split} split"
-    return "\n".join(
-        [
-            f"First:  {names[0]}",
-            f"Second: {names[1]}",
-            f"{where}: {n:,} images of {result.patients['total']:,} patients",
-            "",
-            tabulate(result),
-            "",
-            "Differences are second minus first, in percentage points; their intervals come from"
-            f" {options.draws:,} draws of the patients, the same ones for both.",
-            f"The answers differ on {result.unlike:,} of {n:,} images. Only the first is right on"
-            f" {result.only_first:,}, only the second on {result.only_second:,}: McNemar's exact"
-            f" test p = {result.mcnemar_p:.2g}, as if each image were of another patient.",
-            "",
-            *verdicts(result, names),
-        ]
-    )
+def as_text(
+    options: argparse.Namespace,
+    result: Comparison,
+    within: dict[str, Difference],
+    said: list[str],
+) -> str:
+    images, patients = result.images["total"], result.patients["total"]
+    where = "Test and external" if options.split == "all" else f"The {options.split} split"
+    figures = {
+        **{WITHIN[modality]: difference for modality, difference in within.items()},
+        **{"UAR": result.uar, "WAR": result.war},
+        **{f"{LABEL_NAMES[label]} recall": own for label, own in result.recall.items()},
+    }
+    columns = ["first", "second", "difference", "95 % interval", "smallest visible"]
+    table = pd.DataFrame(map(cells, figures.values()), [*figures], columns)
+    return f"""\
+First:  {", ".join([options.first, *options.first_runs])}
+Second: {", ".join([options.second, *options.runs])}
+{where}: {images:,} images of {patients:,} patients
 
+{table.to_string()}
 
-def tabulate(result: Comparison) -> str:
-    rows = {"UAR": (result.uar, "total"), "WAR": (result.war, "total")}
-    for label, difference in result.recall.items():
-        rows[f"{LABEL_NAMES[label]} recall"] = (difference, label)
-    table = pd.DataFrame(
-        {
-            "first": f"{100 * d.first:.1f} %",
-            "second": f"{100 * d.second:.1f} %",
-            "difference": points(d.change.value),
-            "95 % interval": f"{points(d.change.low)} to {points(d.change.high)}",
-            "images": f"{result.images[key]:,}",
-            "patients": f"{result.patients[key]:,}",
-        }
-        for d, key in rows.values()
-    )
-    table.index = list(rows)
-    return table.to_string()
+Differences are second minus first, in percentage points. Their 95 % intervals come from
+{options.draws:,} draws of the patients, the same ones for both. The smallest visible difference is
+half the width of the interval. The answers differ on {result.unlike:,} images; only the first is
+right on {result.only_first:,}, only the second on {result.only_second:,}.
+
+{chr(10).join(said)}"""
 
 
 if __name__ == "__main__":

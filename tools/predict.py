@@ -1,18 +1,18 @@
 """Say what chest images show: COVID-19, tuberculosis or normal lungs, by a system of the study.
 
 PATH is a PNG or JPEG, a CT volume (.nii or .nii.gz), a DICOM file (an axial CT slice or a frontal
-X-ray), or a folder, of which everything of these kinds is answered, however deep it lies.
+X-ray), or a folder: everything of these kinds in it is answered, however deep it lies.
 
-- Of a volume the slice is taken that the pipeline takes: params.yaml, slices.
+- Of a volume, the slice is taken that the pipeline takes: params.yaml, slices.
 - In a folder, the CT slices of one DICOM series are a volume; a file that is named by itself is one
-  picture. Of DICOM files nothing is read that names a person.
+  picture. No DICOM tag that names a person is read.
 - DICOM X-rays are shown as their file says (window, black or white bone), CT slices in Hounsfield
-  units, as those of the volumes.
-- The modality is told by --modality or by the file: a volume is CT, DICOM says what it is, a PNG or
-  JPEG does not. Only zeroshot_qwen needs it, since its question names it.
+  units, as those of volumes.
+- The modality comes from --modality or from the file: a volume is CT, DICOM says what it is, a PNG
+  or JPEG does not. Only zeroshot_qwen needs it, since its question names it.
 
-Bad files are listed all at once, and nothing is answered (or the others, with --keep-going); the
-exit code is 1 then, 2 for a wrong call, else 0. Run it in the repository's root.
+Bad files are listed all at once, and nothing is answered (or the rest, with --keep-going); the exit
+code is 1 then, 2 for a wrong call, else 0. Run it in the repository's root.
 
     python tools/predict.py scan.png
     python tools/predict.py scans/ volume.nii.gz --csv > answers.csv
@@ -23,123 +23,132 @@ This is research on public data. It is no diagnosis, no medical device, and must
 patients.
 """
 
-import argparse
+import importlib
+import itertools
 import json
 import os
+import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chest import commands, dicom, predictions
-from chest.collections import LITTER, VOLUME_ENDINGS
-from chest.errors import ChestError, FileError, Problem, printable, refuse, run
-from chest.files import replacing
-from chest.images import ENDINGS, read_grey, resize_grey
-from chest.labels import LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES, UNPARSED
-from chest.parallel import map_in_processes
-from chest.params import Params, load_params
-from chest.progress import progress
-from chest.systems import SYSTEM_NAMES
-from chest.volumes import cut_axial_slice, slice_index, to_grey
+from chest.core.errors import ChestError, FileError, Problem, printable, refuse
+from chest.core.labels import LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES, UNPARSED
+from chest.core.parallel import parallel_map, progress
+from chest.core.params import Params, Text, load_params
+from chest.core.runtime import parser, run
+from chest.data import dicom
+from chest.data.collections import LITTER, VOLUME_ENDINGS
+from chest.data.pictures import ENDINGS, read_picture, resize_grey
+from chest.data.volumes import Slices, cut_axial_slice, slice_index, to_grey
+from chest.evaluation.predictions import PLACES
+from chest.evaluation.predictions import tabulate as tabulate_answers
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import
+    from chest.models.predictor import Predictor
 
 NOTICE = "Research on public data: no diagnosis, no medical device, not to be used on patients."
 RANDOM = "The weights began as random ones: the answers say nothing about real lungs."
 COLUMNS = ("path", "predicted", *LABELS, "modality")  # of --csv
 KINDS = "a PNG or JPEG, a volume (.nii, .nii.gz), a frontal X-ray or an axial CT slice in DICOM"
-OTHER = "no image of a known kind"
+MODELS, STAGES = Path("models"), Path("stages")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(arguments)
+    if not Path("params.yaml").exists():
+        raise ChestError("there is no params.yaml here: run this in the repository's root")
     params = load_params()
-    refuse(list(find_folder_problems(options)))
+    options.system = options.system or params.section("evaluation.primary", Text)
+    slices = params.section("slices", Slices)
+    if options.explain:
+        make_folder(options.explain)
     problems: list[Problem] = []
 
-    # 1. Find and decode everything, once, into a file: so all that is bad is known before the
-    #    model runs, and memory stays small however many images there are.
-    with tempfile.TemporaryFile() as file:
-        images, items = decode(find(options, params, problems), params, file, problems)
-        rows = np.array([i for i, item in enumerate(items) if item], np.int64)
-        items = [item for item in items if item]
-        if not (options.keep_going and items):
-            refuse(problems)
+    # 1. Find and decode everything, so that all bad files are known before the model runs.
+    found = find(options.paths, slices, problems)
+    predictor = load_predictor(options.system, options.model, params)
+    if options.explain and predictor.explain is None:
+        raise ChestError(f"--explain: {options.system} cannot tell where it looked")
+    found = tell_modality(found, options.modality, predictor.needs_modality, problems)
+    items, images = decode(found, slices, predictor.image_size, problems)
+    if not (options.keep_going and items):
+        refuse(problems)
 
-        # 2. Answer, and draw where the model looked.
-        system = SYSTEMS[options.system](options, params)
-        answers = tabulate(items, system.say(images, rows, [item.modality for item in items]))
-        drawn = draw(system, images, rows, answers, options.explain) if options.explain else []
+    # 2. Answer, and draw where the model looked.
+    modalities = [item.modality for item in items]
+    said = predictor.classify(images, np.arange(len(items)), np.array(modalities))
+    answers = tabulate(items, said)
+    drawn = draw(predictor, images, answers, options.explain) if options.explain else []
 
-    # 3. Say it; what is bad comes last, where it is seen.
-    report(options, system.record(len(rows)), items, answers, drawn)
+    # 3. Print it; what is bad comes last, where it is seen.
+    report(options, predictor.describe(len(items)), items, answers, drawn)
     refuse(problems)
 
 
-def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = commands.parser(__doc__)
-    parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="a file or a folder")
-    parser.add_argument(
-        "--system", choices=SYSTEMS, default="finetune_siglip",
-        help="which one answers (default: finetune_siglip); zero-shot systems use the checkpoint"
-        " and the prompts of params.yaml",
-    )  # fmt: skip
-    parser.add_argument(
-        "--model", metavar="FOLDER", type=Path,
-        help=f"the fine-tuned classifier (default: {predictions.TRAINED_MODEL})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--modality", choices=MODALITIES, help="what the images are, where the files do not say it"
-    )
-    parser.add_argument(
-        "--explain", metavar="FOLDER", type=Path,
-        help="draw for each image where the model looked; a new or empty folder",
-    )  # fmt: skip
-    parser.add_argument(
-        "--keep-going", action="store_true", help="answer what is good, and list what is bad"
-    )
-    form = parser.add_mutually_exclusive_group()
+def read_options(arguments: Sequence[str] | None) -> Namespace:
+    options = parser(__doc__)
+    add = options.add_argument
+    add("paths", metavar="PATH", nargs="+", type=Path, help="a file or a folder")
+    add("--system", metavar="NAME", help="which one answers (default: evaluation.primary)")
+    add("--model", metavar="FOLDER", type=Path, help="a trained model, instead of models/NAME")
+    add("--modality", choices=MODALITIES, help="what the images are, if the files do not say it")
+    add("--explain", metavar="FOLDER", type=Path, help="draw where the model looked; a new folder")
+    add("--keep-going", action="store_true", help="answer what is good, and list what is bad")
+    form = options.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print json, for programs")
     form.add_argument("--csv", action="store_true", help=f"print csv: {','.join(COLUMNS)}")
-    options = parser.parse_args(arguments)
-    if options.model and options.system != "finetune_siglip":
-        parser.error(f"--model is the fine-tuned classifier; {options.system} takes the checkpoint"
-                     " of params.yaml")  # fmt: skip
-    if options.explain and options.system == "zeroshot_qwen":
-        parser.error("--explain: zeroshot_qwen cannot be explained, the SigLIP systems can")
-    return options
+    return options.parse_args(arguments)
 
 
-def find_folder_problems(options: argparse.Namespace) -> Iterator[Problem]:
-    """What is wrong with the folders that the options name, before anything is read."""
-    folder = options.model or predictions.TRAINED_MODEL
-    if options.system == "finetune_siglip" and not (folder / "config.json").is_file():
-        found = "no model in it" if folder.is_dir() else "no such folder"
-        remedy = "correct --model" if options.model else "run `dvc repro`, or `dvc pull`"
-        yield Problem(folder, found, "the classifier that finetune_siglip writes", remedy)
-    folder = options.explain
-    above = next(p for p in folder.absolute().parents if p.exists()) if folder else None
-    if above and not (above.is_dir() and os.access(above, os.W_OK)):
-        yield Problem(folder, f"{above} cannot be written to", "a new folder for --explain",
-                      "name another one")  # fmt: skip
-    elif folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        yield Problem(folder, "something is there already", "a new or empty folder for --explain",
-                      "name another one, or empty it")  # fmt: skip
+def make_folder(folder: Path) -> None:
+    """Make the folder for explanations; raises InputError if it cannot be made or is not empty."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = "something is there already" if any(folder.iterdir()) else ""
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found:
+        refuse([Problem(folder, found, "a new or empty folder for --explain", "name another one")])
 
 
-# --- What there is to answer -----------------------------------------------------------------
+# --- The system ------------------------------------------------------------------------------
+
+
+def load_predictor(system: str, model: Path | None, params: Params) -> "Predictor":
+    """Load a trained model, or the zero-shot system of the stage `system`.
+
+    Raises ChestError if there is neither; it names what there is.
+    """
+    from chest.models.trained import load_trained_predictor
+
+    folder = model or MODELS / system
+    if (folder / "config.json").is_file():
+        return load_trained_predictor(folder, params)
+    stages = [path.stem for path in STAGES.glob("*.py") if "def load_predictor" in path.read_text()]
+    if system in stages and not model:
+        sys.path.insert(0, str(STAGES.absolute()))
+        return importlib.import_module(system).load_predictor(params)
+    trained = [path.parent.name for path in MODELS.glob("*/config.json")]
+    there = ", ".join(sorted({*trained, *stages})) or "none"
+    remedy = "train it with `dvc repro`, or fetch it with `dvc pull`"
+    raise ChestError(f"{folder}: no model of {system} there. Systems: {there}; or {remedy}")
+
+
+# --- Finding ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Found:
-    """A picture that is to be answered, with its modality and what told it (empty: not told).
+    """A picture to answer, with its modality and what told it (empty: not told).
 
     ``index`` and ``count``: which slice of a volume it is, from the feet, from 0, of how many; None
     for what is no volume, and for a NIfTI volume until it is read.
@@ -151,192 +160,173 @@ class Found:
     told: str = ""
     index: int | None = None
     count: int | None = None
+    header: dicom.Header | None = None
 
 
-def find(options: argparse.Namespace, params: Params, problems: list[Problem]) -> list[Found]:
-    """All that the options name, each once, folders in the order of names; says what is skipped."""
+def find(paths: Sequence[Path], slices: Slices, problems: list[Problem]) -> list[Found]:
+    """Return all that `paths` name, folders in the order of their files' names.
+
+    Each name gets an answer, copies and links of a file too. Prints what is skipped.
+    """
     found: list[Found] = []
     skipped: dict[Path, str] = {}
-    for path in options.paths:
+    for path in paths:
         if path.is_dir():
-            found += find_in_folder(path, params, problems, skipped)
-        else:
-            found += find_file(path, problems)
-    if skipped:
-        print(f"Skipped, since of another kind: {len(skipped):,}", file=sys.stderr)
-    for path, why in skipped.items():
-        print(f"  {printable(path)}: {why}", file=sys.stderr)
-    first = {item.path.resolve(): item for item in reversed(found)}
-    once = [item for item in found if first[item.path.resolve()] is item]
-    told = [tell_modality(item, options, problems) for item in once]
-    return [item for item in told if item]
+            found += find_below(path, slices, problems, skipped)
+        elif isinstance(item := look_into(path, problems), Found):
+            found.append(item)
+        elif item:
+            problems.append(Problem(path, item, KINDS, "convert it, or leave it out"))
+    for path, reason in skipped.items():
+        print(f"Skipped {printable(path)}: {reason}", file=sys.stderr)
+    first = {item.path: item for item in reversed(found)}
+    return [item for item in found if first[item.path] is item]
 
 
-def find_file(path: Path, problems: list[Problem]) -> list[Found]:
-    """The one picture or volume that the file `path` holds; anything else is a problem."""
-    try:
-        kind, header = look_into(path)
-    except (OSError, dicom.DicomError) as error:
-        problems.append(problem_of(path, error))
-        return []
-    foreign = header.foreign if header else "" if kind else OTHER
-    if foreign:
-        problems.append(Problem(path, foreign, KINDS, "convert it, or leave it out"))
-        return []
-    return [of_dicom(header) if header else Found(path, kind)]
-
-
-def find_in_folder(
-    folder: Path, params: Params, problems: list[Problem], skipped: dict[Path, str]
+def find_below(
+    folder: Path, slices: Slices, problems: list[Problem], skipped: dict[Path, str]
 ) -> list[Found]:
-    """All pictures and volumes below `folder`, by path; the CT slices of a series are a volume."""
+    """Return all pictures and volumes below `folder`; the CT slices of a series are a volume."""
     found: list[Found] = []
     series: dict[str, list[dicom.Header]] = {}
-    bad: list[Problem] = []
-    for path in progress(walk(folder, bad), "files"):
-        try:
-            kind, header = look_into(path)
-        except (OSError, dicom.DicomError) as error:
-            bad.append(problem_of(path, error))
-            continue
-        if header is None and kind:
-            found.append(Found(path, kind))
-        elif header is None or header.foreign:
-            skipped[path] = header.foreign if header else OTHER
-        elif header.modality == "ct":
-            series.setdefault(header.series or str(path), []).append(header)
-        else:
-            found.append(of_dicom(header))
+    before = len(problems)
+    for path in progress(walk(folder, problems), "files"):
+        item = look_into(path, problems)
+        if isinstance(item, str):
+            skipped[path] = item
+        elif item and item.kind == "dicom" and item.modality == "ct":
+            series.setdefault(item.header.series or str(path), []).append(item.header)
+        elif item:
+            found.append(item)
     for headers in series.values():
-        found += cut_series(headers, params, bad)
-    if not found and not bad:
-        bad.append(Problem(folder, "no image below it", KINDS, "correct the path"))
-    problems += bad
+        found += cut_series(headers, slices, problems)
+    if not found and len(problems) == before:
+        problems.append(Problem(folder, "no image below it", KINDS, "correct the path"))
     return sorted(found, key=lambda item: str(item.path))
 
 
-def walk(folder: Path, problems: list[Problem]) -> Iterator[Path]:
-    """The files below `folder`, by name, behind links too; not what file managers leave behind."""
-    seen = set()
-    listing = os.walk(
-        folder, followlinks=True, onerror=lambda e: problems.append(problem_of(e.filename, e))
-    )
-    for parent, folders, names in listing:
-        real = os.path.realpath(parent)
-        if real in seen:  # behind a link that leads back
-            folders.clear()
+def walk(folder: Path, problems: list[Problem], above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield the files below `folder`, by name, links too, but no hidden ones."""
+    real = os.path.realpath(folder)
+    if real in above:  # a link that leads back
+        return
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        problems.append(problem_of(folder, error))
+        return
+    for path in entries:
+        if path.name.startswith(".") or path.name.lower() in LITTER:
             continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_litter(name))
-        yield from (Path(parent, name) for name in sorted(names) if not is_litter(name))
+        if path.is_dir():
+            yield from walk(path, problems, (*above, real))
+        else:
+            yield path
 
 
-def is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LITTER
+def look_into(path: Path, problems: list[Problem]) -> Found | str:
+    """Return what the file `path` holds, by name or first bytes, or why it is of another kind.
 
-
-def look_into(path: Path) -> tuple[str, dicom.Header | None]:
-    """The file's kind, empty for none that is known, and a DICOM file's header.
-
-    Raises OSError or DicomError where the file cannot be read.
+    An empty string, and a problem, if it cannot be read.
     """
-    if not path.is_file():
-        raise FileNotFoundError("no such file")
     name = path.name.lower()
-    if name.endswith(ENDINGS):
-        return "picture", None
-    if name.endswith(VOLUME_ENDINGS):
-        return "volume", None
-    if name.endswith(dicom.ENDINGS) or dicom.is_dicom(path):
-        return "dicom", dicom.read_header(path)
-    return "", None
+    try:
+        if name.endswith(ENDINGS) and path.is_file():
+            return Found(path, "picture")
+        if name.endswith(VOLUME_ENDINGS) and path.is_file():
+            return Found(path, "volume", "ct", "NIfTI")
+        if name.endswith(dicom.ENDINGS) or dicom.is_dicom(path):
+            header = dicom.read_header(path)
+            return header.foreign or of_dicom(header)
+    except (OSError, FileError) as error:
+        problems.append(problem_of(path, error))
+        return ""
+    return "no image of a known kind"
 
 
 def of_dicom(header: dicom.Header, index: int | None = None, count: int | None = None) -> Found:
     told = f"DICOM, {header.stated}"
-    return Found(header.path, "dicom", header.modality, told, index, count)
+    return Found(header.path, "dicom", header.modality, told, index, count, header)
 
 
-def cut_series(headers: list[dicom.Header], params: Params, problems: list[Problem]) -> list[Found]:
-    """The one slice of a DICOM series that is to be answered, as of a volume."""
+def cut_series(headers: list[dicom.Header], slices: Slices, problems: list[Problem]) -> list[Found]:
+    """Return the slice of a DICOM series to answer, as of a volume; one for each copy of it."""
+    folders = sorted({header.path.parent for header in headers})
+    copied = len({header.position for header in headers}) * len(folders) == len(headers)
+    if len(folders) > 1 and copied:
+        parts = [[h for h in headers if h.path.parent == folder] for folder in folders]
+        return [item for part in parts for item in cut_series(part, slices, problems)]
     try:
-        slices = dicom.sort_series(headers)
-    except dicom.DicomError as error:
+        ordered = dicom.sort_series(headers)
+    except FileError as error:
         problems.append(error.problem)
         return []
-    index = slice_index(len(slices), params.slices.position)
-    return [of_dicom(slices[index], index, len(slices))]
+    index = slice_index(len(ordered), slices.position)
+    return [of_dicom(ordered[index], index, len(ordered))]
 
 
 def tell_modality(
-    item: Found, options: argparse.Namespace, problems: list[Problem]
-) -> Found | None:
-    """`item` with its modality; None, and a problem, where it lacks or contradicts it."""
-    if item.kind == "volume":
-        item = replace(item, modality="ct", told="NIfTI")
-    if not item.modality and options.modality:
-        return replace(item, modality=options.modality, told="--modality")
-    if not item.modality and options.system == "zeroshot_qwen":
-        problems.append(Problem(item.path, "a picture that does not tell its modality",
-                                "CT or X-ray: the question to zeroshot_qwen names it",
-                                "give --modality ct or --modality xray"))  # fmt: skip
-        return None
-    if options.modality and item.modality != options.modality:
-        problems.append(Problem(item.path, f"{MODALITY_NAMES[item.modality]} ({item.told})",
-                                f"{MODALITY_NAMES[options.modality]}, as --modality says",
-                                "leave --modality out: the file tells it"))  # fmt: skip
-        return None
-    return item
+    found: list[Found], told: str | None, needed: bool, problems: list[Problem]
+) -> list[Found]:
+    """Return the items with --modality, `told`, where their files are silent.
+
+    A problem is one whose file contradicts it, or that stays without although it is `needed`.
+    """
+    good = []
+    for item in found:
+        if told and not item.modality:
+            item = replace(item, modality=told, told="--modality")
+        if told and item.modality != told:
+            stated = f"{MODALITY_NAMES[item.modality]} ({item.told})"
+            expected = f"{MODALITY_NAMES[told]}, as --modality says"
+            problems.append(Problem(item.path, stated, expected, "leave --modality out"))
+        elif needed and not item.modality:
+            stated, expected = "a picture that does not tell its modality", "CT or X-ray"
+            remedy = "give --modality ct or --modality xray: the system's question names it"
+            problems.append(Problem(item.path, stated, expected, remedy))
+        else:
+            good.append(item)
+    return good
 
 
 # --- Reading ---------------------------------------------------------------------------------
 
 
 def decode(
-    found: list[Found], params: Params, file: IO[bytes], problems: list[Problem]
-) -> tuple[np.ndarray, list[Found | None]]:
-    """All pictures, uint8 (n, side, side), kept in `file`, and `found` with the places of slices.
-
-    Where a picture cannot be read there is a problem, and None in its stead.
-    """
-    side = params.image_size
-    images = np.memmap(file, np.uint8, "w+", shape=(max(1, len(found)), side, side))
-    items: list[Found | None] = []
-    with closing(map_in_processes(partial(read, params=params), found)) as reading:
-        for row, result in zip(images, progress(reading, "images", len(found)), strict=False):
-            if isinstance(result, Problem):
-                problems.append(result)
-                items.append(None)
-            else:
-                item, row[:] = result
-                items.append(item)
-    return images, items
+    found: list[Found], slices: Slices, side: int, problems: list[Problem]
+) -> tuple[list[Found], np.ndarray]:
+    """Read all pictures; return those that are good, and their pixels, uint8 (n, side, side)."""
+    items, images = [], np.empty((len(found), side, side), np.uint8)
+    results = parallel_map(partial(read, slices=slices, side=side), found)
+    for result in progress(results, "images", len(found)):
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            item, images[len(items)] = result
+            items.append(item)
+    return items, images[: len(items)]
 
 
-def read(item: Found, params: Params) -> tuple[Found, np.ndarray] | Problem:
-    """`item`, with the place of the slice, and its picture, uint8 (side, side), as the pipeline's.
-
-    A Problem where there is none.
-    """
-    side, normalize = params.image_size, params.slices.normalize
+def read(item: Found, slices: Slices, side: int) -> tuple[Found, np.ndarray] | Problem:
+    """Return `item`, with the place of its slice, and uint8 (side, side), as in the pipeline."""
     try:
         if item.kind == "picture":
-            return item, read_grey(item.path, side).pixels
+            return item, read_picture(item.path, [side]).pixels[side]
         if item.kind == "volume":
-            cut = cut_axial_slice(item.path, params.slices.position, params.slices.verify)
+            cut = cut_axial_slice(item.path, slices.position, slices.verify)
             item = replace(item, index=cut.index, count=cut.count)
-            grey = to_grey(cut.pixels, normalize)
+            grey = to_grey(cut.pixels, slices.normalize)
         elif item.modality == "ct":
-            grey = to_grey(dicom.read_ct(item.path), normalize)
+            grey = to_grey(dicom.read_ct(item.path), slices.normalize)
         else:
             grey = dicom.read_xray(item.path)
-        return item, resize_grey(Image.fromarray(grey), side)
-    except (ChestError, ValueError) as error:
+    except (OSError, FileError, ValueError) as error:
         return problem_of(item.path, error)
+    return item, resize_grey(Image.fromarray(grey), side)
 
 
-def problem_of(path: str | Path, error: Exception) -> Problem:
-    """What kept the file `path` from being read."""
+def problem_of(path: Path, error: OSError | FileError | ValueError) -> Problem:
+    """Return what kept the file `path` from being read."""
     if isinstance(error, FileError):
         return error.problem
     if isinstance(error, OSError):
@@ -344,182 +334,69 @@ def problem_of(path: str | Path, error: Exception) -> Problem:
     return Problem(path, str(error), "a picture that shows a body", "look at it; leave it out")
 
 
-# --- Answering -------------------------------------------------------------------------------
+# --- Answers ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class System:
-    """A loaded system.
-
-    ``say`` gets all images, uint8 (N, side, side), the numbers of those to answer, int64 (n,), and
-    their modalities; it returns the probabilities of the classes for each, or None where the answer
-    names no class. ``look`` gets images, uint8 (B, side, side), and a class for each, (B,), and
-    returns what that class's score depends on, float32 (B, rows, columns), patch by patch.
-    ``record`` says of n answers what they must carry to be believed.
-    """
-
-    say: Callable[[np.ndarray, np.ndarray, list[str]], list[list[float] | None]]
-    record: Callable[[int], dict]
-    look: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-
-
-# PyTorch and transformers take seconds to import: only once the input is known to be good.
-
-
-def load_finetuned(options: argparse.Namespace, params: Params) -> System:
-    import torch
-    from scipy.special import softmax
-
-    from chest.compute import find_checkpoint, load_normalization, record, start, to_pixels
-    from chest.explain import look_of_classifier
-    from chest.resident import place_images
-    from chest.siglip import Input, classify_rows, load_trained
-
-    accelerator = start(params.seed)
-    source = find_checkpoint(str(options.model or predictions.TRAINED_MODEL), "main")
-    model = load_trained(source, params.image_size).to(accelerator.device)
-    normal, size = load_normalization(source), 2 * params.chosen.finetune_siglip.batch_size
-
-    def say(images: np.ndarray, rows: np.ndarray, _) -> list[list[float]]:
-        asked = Input(place_images(images, accelerator.device), rows, normal)
-        return softmax(classify_rows(accelerator, model, asked, size), axis=1)
-
-    def look(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        pixels = to_pixels(torch.from_numpy(images).to(accelerator.device), normal)
-        return look_of_classifier(model, pixels, classes)
-
-    return System(say, lambda n: record(accelerator, source, model, params.seed, n), look)
-
-
-def load_prompted(options: argparse.Namespace, params: Params) -> System:
-    import torch
-
-    from chest.compute import find_checkpoint, load_normalization, record, start, to_pixels
-    from chest.explain import look_of_prompts
-    from chest.resident import place_images
-    from chest.siglip import Input, class_embeddings, compare_rows, load_for_prompts
-
-    settings = params.chosen.zeroshot_siglip
-    accelerator = start(params.seed)
-    source = find_checkpoint(settings.checkpoint, settings.revision)
-    model, tokenizer = load_for_prompts(source, params.image_size)
-    model.to(accelerator.device)
-    normal = load_normalization(source)
-    texts = class_embeddings(model, tokenizer, params.prompts.siglip.model_dump())
-
-    def say(images: np.ndarray, rows: np.ndarray, _) -> list[list[float]]:
-        asked = Input(place_images(images, accelerator.device), rows, normal)
-        return compare_rows(accelerator, model, texts, asked, settings.batch_size)
-
-    def look(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        pixels = to_pixels(torch.from_numpy(images).to(accelerator.device), normal)
-        return look_of_prompts(model, pixels, texts, classes)
-
-    return System(say, lambda n: record(accelerator, source, model, params.seed, n), look)
-
-
-def load_qwen(options: argparse.Namespace, params: Params) -> System:
-    from chest.compute import find_checkpoint, record, start
-    from chest.qwen import Asked, ask_rows, load_reader
-    from chest.resident import place_images
-
-    settings = params.chosen.zeroshot_qwen
-    accelerator = start(params.seed)
-    source = find_checkpoint(settings.checkpoint, settings.revision)
-    reader = load_reader(source, params.image_size, accelerator)
-
-    def say(images: np.ndarray, rows: np.ndarray, modalities: list[str]) -> list:
-        placed = place_images(images, accelerator.device)
-        asked = Asked(placed, rows, np.array(modalities), params.prompts.qwen, settings)
-        return ask_rows(accelerator, reader, asked)
-
-    return System(say, lambda n: record(accelerator, source, reader.model, params.seed, n))
-
-
-SYSTEMS = {
-    "finetune_siglip": load_finetuned,
-    "zeroshot_siglip": load_prompted,
-    "zeroshot_qwen": load_qwen,
-}
-
-
-def tabulate(items: list[Found], said: list[list[float] | None]) -> pd.DataFrame:
-    """The answers as in the predictions' files: COLUMNS, then slice and slices; n rows."""
+def tabulate(items: list[Found], said: Sequence[Sequence[float] | None]) -> pd.DataFrame:
+    """Return the answers, rounded as in the predictions' files: COLUMNS, n rows."""
     numbered = pd.DataFrame({"image_id": range(len(items)), "split": "", "label": ""})
-    table = predictions.tabulate(numbered, said)
-    return table.drop(columns=["image_id", "split", "actual"]).assign(
-        path=[str(item.path) for item in items],
-        modality=[item.modality for item in items],
-    )[list(COLUMNS)]
-
-
-# --- Saying it -------------------------------------------------------------------------------
+    table = tabulate_answers(numbered, said)
+    paths, modalities = [str(item.path) for item in items], [item.modality for item in items]
+    return table.assign(path=paths, modality=modalities)[list(COLUMNS)]
 
 
 def draw(
-    system: System, images: np.ndarray, rows: np.ndarray, answers: pd.DataFrame, folder: Path
+    predictor: "Predictor", images: np.ndarray, answers: pd.DataFrame, folder: Path
 ) -> list[str]:
-    """Draw for each answer where the model looked, into `folder`; returns the pictures' paths."""
-    from chest.explain import draw_look
+    """Draw for each answer where the model looked, into `folder`; return the pictures' paths."""
+    from chest.reporting.charts import draw_look
 
     names = picture_names(answers["path"])
-    classes = answers["predicted"].map(LABELS.index).to_numpy()
-    with replacing(folder) as partial:
-        partial.mkdir()
-        for k in progress(range(len(rows)), "explanations", len(rows)):
-            label, image = answers["predicted"][k], images[rows[k]]
-            title = f"{LABEL_NAMES[label]}, {percent(answers[label][k])}"
-            heat = system.look(image[None], classes[k : k + 1])[0]
-            file = printable(Path(answers["path"][k]).name)
-            draw_look(partial / names[k], image, heat, title, file, NOTICE)
+    for k in progress(range(len(names)), "explanations", len(names)):
+        label, file = answers["predicted"][k], printable(Path(answers["path"][k]).name)
+        look = predictor.explain(images[k : k + 1], np.array([LABELS.index(label)]))[0]
+        title = f"{LABEL_NAMES[label]}, {percent(answers[label][k])}"
+        draw_look(folder / names[k], images[k], look, title, file, NOTICE)
     return [str(folder / name) for name in names]
 
 
-def picture_names(paths: Iterable[str]) -> list[str]:
-    """For each path the name of its explanation: its own without ending, numbered if it recurs."""
+def picture_names(paths: Sequence[str]) -> list[str]:
+    """Return a name for each path's explanation: its own, and a number if it recurs."""
+    endings = "|".join(map(re.escape, (*ENDINGS, *VOLUME_ENDINGS, *dicom.ENDINGS)))
+    stems = [re.sub(rf"({endings})$", "", Path(path).name, flags=re.I) for path in paths]
     names: list[str] = []
-    taken: set[str] = set()
-    for path in paths:
-        stem = Path(path).name
-        for ending in (*ENDINGS, *VOLUME_ENDINGS, *dicom.ENDINGS):
-            if stem.lower().endswith(ending):
-                stem = stem[: -len(ending)]
-        name, number = f"{stem}.png", 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{stem}-{number}.png"
-        taken.add(name.casefold())
+    for stem in stems:
+        count = itertools.count(2)
+        name = stem
+        while name.casefold() in map(str.casefold, names):
+            name = f"{stem}-{next(count)}"
         names.append(name)
-    return names
+    return [f"{name}.png" for name in names]
 
 
 def report(
-    options: argparse.Namespace,
-    record: dict,
-    items: list[Found],
-    answers: pd.DataFrame,
-    drawn: list[str],
+    options: Namespace, record: dict, items: list[Found], answers: pd.DataFrame, drawn: list[str]
 ) -> None:
     """Print the answers in the form that the options ask for, with the notice."""
     notice = f"{NOTICE}\n{RANDOM}" if record["weights"] == "random" else NOTICE
     sys.stdout.reconfigure(errors="surrogateescape")  # names are bytes, and pass as they are
     if options.csv:
-        answers.to_csv(sys.stdout, index=False, lineterminator="\n",
-                       float_format=f"%.{predictions.PLACES}f")  # fmt: skip
+        form = {"index": False, "lineterminator": "\n", "float_format": f"%.{PLACES}f"}
+        answers.to_csv(sys.stdout, **form)
         print(notice, file=sys.stderr)
     elif options.json:
         content = as_json(items, answers, drawn)
         content = {"notice": notice, "system": options.system, "run": record, "answers": content}
         print(json.dumps(content, indent=2, allow_nan=False))
     else:
-        print(f"{SYSTEM_NAMES[options.system]} ({record['checkpoint']})\n")
-        print(as_text(items, answers))
+        print(f"{record['name']} ({record['checkpoint']})\n\n{as_text(items, answers)}")
         if drawn:
             print(f"\nWhere the model looked: {printable(options.explain)}")
         print(f"\n{notice}")
 
 
 def as_json(items: list[Found], answers: pd.DataFrame, drawn: list[str]) -> list[dict]:
+    rows = zip(answers.to_dict("records"), items, drawn or [None] * len(items), strict=True)
     return [
         {
             **row,
@@ -529,28 +406,22 @@ def as_json(items: list[Found], answers: pd.DataFrame, drawn: list[str]) -> list
             "slices": item.count,
             "explanation": picture,
         }
-        for row, item, picture in zip(
-            answers.to_dict("records"), items, drawn or [None] * len(items), strict=True
-        )
+        for row, item, picture in rows
     ]
 
 
 def as_text(items: list[Found], answers: pd.DataFrame) -> str:
-    """A table with a line for each answer; files left-aligned, numbers right-aligned."""
+    """Return a table with a line for each answer."""
     names = {**LABEL_NAMES, UNPARSED: "none named"}
     lines = [["file", "answer", *LABEL_NAMES.values(), "modality"]]
     for item, row in zip(items, answers.to_dict("records"), strict=True):
         place = "" if item.count is None else f" (slice {item.index + 1} of {item.count})"
         told = f"{MODALITY_NAMES[item.modality]} ({item.told})" if item.told else "not told"
-        lines.append([printable(item.path) + place, names[row["predicted"]],
-                      *(percent(row[label]) for label in LABELS), told])  # fmt: skip
+        shares = [percent(row[label]) for label in LABELS]
+        lines.append([printable(item.path) + place, names[row["predicted"]], *shares, told])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    numbers = range(2, 2 + len(LABELS))
     return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i in numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
 

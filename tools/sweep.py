@@ -1,56 +1,55 @@
-"""Run variations over several seeds, and report the mean and spread of each in one table.
-
-Each run is a DVC experiment (`dvc exp show` lists them as sweep-…). One that is already there is
-not run again, so that an interrupted sweep goes on where it was. The runs take place in the working
-directory, which must hold no uncommitted change, and is put back at the end; a signal ends the run
-that is under way first.
+"""Run the pipeline several times as DVC experiments, and report all runs in one table.
 
     python tools/sweep.py --seeds 1 2 3
-    python tools/sweep.py --seeds 1 2 3 --vary split.group=patient,image
-    python tools/sweep.py --seeds 1 2 3 --vary phantom.finetune_siglip.lr=5.0e-4,1.0e-3,2.0e-3
+    python tools/sweep.py --seeds 1 2 3 --vary phantom.finetune_siglip.lr=5.0e-4,1.0e-3
     python tools/sweep.py --seeds 1 2 3 -S profile=study --vary study.finetune_siglip.lr=1e-5,2e-5
+    python tools/sweep.py --folds 5
+    python tools/sweep.py --leave-one-site-out
 
-A metric is named as `dvc metrics show` names it. The spread is the standard deviation between seeds
-(n - 1): a seed changes the split, the sampler and the new weights alike. With --pool the answers of
-all seeds are put together, and the 95 % intervals are by a bootstrap over patients: the doubt that
-comes of the images at hand.
+--seeds runs every combination of the varied parameters with every seed, on the same split, and
+chooses the setting with the best mean on validation. Test figures are printed for that setting
+only, with intervals that hold the noise of patients and of seeds; --show-test prints all.
+
+--folds tests every image once, in cross-validation by patient, and scores the pooled answers.
+--leave-one-site-out trains once without each site that has both classes of a modality.
+
+A run that is already there (`dvc exp show` lists them as sweep-…) is not repeated, so an
+interrupted sweep continues. The runs take place in the working directory, which must hold no
+uncommitted change and is put back at the end.
 """
 
 import argparse
 import hashlib
+import io
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import dvc.api
-import numpy as np
 import pandas as pd
-from dvc.exceptions import DvcException
 
-from chest.commands import parser
-from chest.errors import ChestError, run
-from chest.files import remove, write_json
-from chest.intervals import Interval, intervals
-from chest.revisions import read_answers
-from chest.running import WORK, deferring_signals
-from chest.systems import SYSTEMS
-from chest.tables import markdown
-from chest.within import score_modalities
+from chest.core.errors import ChestError
+from chest.core.labels import DISEASES, EVALUATED, LABELS, MODALITY_NAMES
+from chest.core.params import load_params
+from chest.core.runtime import deferred_interrupts, parser, run
+from chest.core.tables import markdown
+from chest.evaluation.comparison import pooled
+from chest.evaluation.intervals import Interval
+from chest.evaluation.revisions import read_answers, read_tracked
 
-METRICS = (
-    "finetune_siglip.uar",
-    "finetune_siglip.within.ct.uar",
-    "finetune_siglip.within.xray.uar",
-    "finetune_siglip.recall.tuberculosis",
+# Validation figures of the training curve, and whether more is better.
+CRITERIA = {"within": True, "uar": True, "worst": True, "loss": False}
+SHOWN = "UAR of ALL settings on test images, shown on request: no choice may rest on it."
+PATIENCE = 8.0  # seconds that a run gets to clean up before it is killed
+RESTORE = (
+    ("git", "checkout", "--quiet", "HEAD", "--", "."),
+    ("dvc", "checkout", "--quiet", "--force", "--allow-missing"),
 )
-UNDERWAY = WORK / "sweep.json"  # there while the working directory is not put back
-PATIENCE = 8.0  # seconds that a run gets for tidying up before it is killed
 
 
 class SweepError(ChestError):
@@ -59,122 +58,185 @@ class SweepError(ChestError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(arguments)
-    variations = [tuple(v) for v in itertools.product(*map(split_variation, options.vary))]
-    check_clean()
-    write_json(UNDERWAY, {"commit": head()})
-    try:
-        names = {
-            (variation, seed): run_experiment([*options.set, *variation, f"seed={seed}"])
-            for variation in variations
-            for seed in options.seeds
-        }
-    finally:
-        restore()
-    print(tabulate(names, options))
-    if options.pool:
-        print()
-        print(tabulate_pooled(names, options))
+    with restored():
+        if options.folds:
+            print(cross_validate(options))
+        elif options.leave_one_site_out:
+            print(leave_sites_out(options))
+        else:
+            print(choose(options))
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = parser(__doc__)
-    command.add_argument("--seeds", type=int, nargs="+", required=True, metavar="N")
-    command.add_argument(
-        "--vary", action="append", default=[], metavar="KEY=A,B",
-        help="a parameter and its values; given several times: every combination",
-    )  # fmt: skip
-    command.add_argument(
-        "-S", "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a parameter of all runs",
-    )  # fmt: skip
-    command.add_argument(
-        "--metric", action="append", metavar="NAME", help=f"default: {', '.join(METRICS)}"
-    )
-    command.add_argument(
-        "--pool", choices=SYSTEMS, metavar="SYSTEM",
-        help="also the system's figures over the answers of all seeds, with 95 %% intervals",
-    )  # fmt: skip
+    plan = command.add_mutually_exclusive_group(required=True)
+    plan.add_argument("--seeds", type=int, nargs="+", metavar="N")
+    plan.add_argument("--folds", type=int, metavar="K")
+    plan.add_argument("--leave-one-site-out", action="store_true")
+    add, several = command.add_argument, {"action": "append", "default": []}
+    add("--vary", **several, metavar="KEY=A,B", help="values of a parameter; may be repeated")
+    add("-S", "--set", **several, metavar="KEY=VALUE", help="a parameter of all runs")
+    add("--system", help="default: evaluation.primary of params.yaml")
+    add("--choose-by", choices=CRITERIA, default="within", help="default: %(default)s")
+    add("--show-test", action="store_true", help="test figures of all settings")
     options = command.parse_args(arguments)
-    if len(set(options.seeds)) < len(options.seeds):
-        command.error("a seed twice")
+    if options.vary and not options.seeds:
+        command.error("--vary goes with --seeds")
+    params = load_params()
+    seed = params.section("split", dict)["seed"]
+    options.split_seed = params.seed if seed is None else seed
+    options.system = options.system or params.section("evaluation", dict)["primary"]
     return options
 
 
-def split_variation(text: str) -> list[str]:
-    """``key=a,b`` as ``key=a`` and ``key=b``."""
-    key, equals, values = text.partition("=")
-    if not (key and equals and all(values.split(","))):
-        raise SweepError(f"--vary {text}: expected KEY=VALUE,VALUE")
-    return [f"{key}={value}" for value in values.split(",")]
+# --- The three plans -------------------------------------------------------------------------
+
+
+def choose(options: argparse.Namespace) -> str:
+    """Run all settings with all seeds; report the validation figures and the chosen setting."""
+    split = f"split.seed={options.split_seed}"  # all runs test the same patients
+    runs = {
+        describe(setting): [
+            run_experiment([*options.set, split, *setting, f"seed={n}"]) for n in options.seeds
+        ]
+        for setting in itertools.product(*map(split_variation, options.vary))
+    }
+    figures = {
+        name: pd.DataFrame([validation(ref, options.system) for ref in refs])
+        for name, refs in runs.items()
+    }
+    column, sign = f"val_{options.choose_by}", 1 if CRITERIA[options.choose_by] else -1
+    best = max(runs, key=lambda name: sign * figures[name][column].mean())
+    rows = [[name, *map(spread, table.to_numpy().T)] for name, table in figures.items()]
+    seeds = f"mean ± standard deviation over seeds {', '.join(map(str, options.seeds))}"
+    shown = runs if options.show_test else {best: runs[best]}
+    tables = {
+        name: [read_answers(f"{ref}:{options.system}") for ref in refs]
+        for name, refs in shown.items()
+    }
+    return "\n\n".join(
+        [
+            f"Validation figures of {options.system}, {seeds}:",
+            markdown(["setting", *figures[best].columns], rows),
+            f"Chosen by {column}: {best}",
+            SHOWN if options.show_test else "UAR of the chosen setting on test images:",
+            tabulate("setting", tables, options.seeds[0]),
+        ]
+    )
+
+
+def cross_validate(options: argparse.Namespace) -> str:
+    """Run all folds; score the pooled answers of each system, every image tested once."""
+    plan = [[f"split.folds={options.folds}", f"split.fold={k}"] for k in range(options.folds)]
+    refs = [run_experiment([*options.set, *changes]) for changes in plan]
+    tables = {}
+    answers = [read_tracked(ref) for ref in refs]
+    for system in answers[0]:
+        table = pd.concat([part_of(own[system], "test", None) for own in answers])
+        if table["image_id"].duplicated().any():
+            raise SweepError("the folds share test images: is the split by fold broken?")
+        tables[system] = [table]
+    title = f"Answers of {options.folds} folds, pooled: every image was tested once."
+    return f"{title}\n\n{tabulate('system', tables, 0)}"
+
+
+def leave_sites_out(options: argparse.Namespace) -> str:
+    """Run once without each site; report the internal and the external UAR within modality."""
+    rows = []
+    for site in two_class_sites(run_experiment(options.set)):
+        quoted = site.replace("\\", "\\\\").replace("'", "\\'")
+        ref = run_experiment([*options.set, f"split.external=['{quoted}']"])
+        answers = read_answers(f"{ref}:{options.system}")
+        for modality, disease in DISEASES.items():
+            inside, outside = (part_of(answers, split, modality) for split in EVALUATED)
+            if {*outside["actual"]} >= {"normal", disease}:
+                sizes = f"{len(outside):,}", f"{outside['patient_id'].nunique():,}"
+                uars = spell(pooled(inside, 0).uar), spell(pooled(outside, 0).uar)
+                rows.append([site, MODALITY_NAMES[modality], *sizes, *uars])
+    head = ["site held out", "modality", "images", "patients", "internal UAR", "external UAR"]
+    title = f"{options.system} trained without each site, then tested there:"
+    return f"{title}\n\n{markdown(head, rows)}"
+
+
+def two_class_sites(ref: str) -> list[str]:
+    """Return the sites with normal and diseased images of a modality, by metrics/audit.csv.
+
+    A site without which a class would have no image left is skipped, with a note.
+    """
+    table = pd.read_csv(io.StringIO(git("show", f"{ref}:metrics/audit.csv")), keep_default_na=False)
+    table = table[table["label"].isin(LABELS)]  # without the total
+    modality = table["collection"].map(lambda name: "xray" if name == "xrays" else "ct")
+    mixed = table.groupby(["site", modality])["label"].nunique().groupby("site").max() > 1
+    sites = []
+    for site in mixed.index[mixed]:
+        lost = {*table["label"]} - {*table.loc[table["site"] != site, "label"]}
+        if lost:
+            print(f"{site} is not held out: it alone has {', '.join(lost)}", file=sys.stderr)
+        else:
+            sites.append(site)
+    return sites
 
 
 # --- Running ---------------------------------------------------------------------------------
 
 
-def run_experiment(changes: list[str]) -> str:
-    """Run the pipeline with `changes` as a DVC experiment, unless it was; returns its name.
+def run_experiment(changes: Sequence[str]) -> str:
+    """Run the pipeline with `changes` as a DVC experiment, unless it was; return its Git ref.
 
-    The name holds a digest of the changes and of the commit that they change.
+    The experiment's name is a digest of the changes and of the commit that they change.
     """
-    digest = hashlib.sha256(json.dumps([head(), sorted(changes)]).encode()).hexdigest()
+    head = git("rev-parse", "HEAD").strip()
+    digest = hashlib.sha256(json.dumps([head, sorted(changes)]).encode()).hexdigest()
     name = f"sweep-{digest[:10]}"
-    known = call("dvc", "exp", "list", "--name-only").split()
-    print(f"{name}: {', '.join(changes)}{' (was run)' if name in known else ''}", file=sys.stderr)
-    if name not in known:
+    ref = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
+    done = bool(git("for-each-ref", ref))
+    print(f"{name}: {', '.join(changes)}{' (done before)' if done else ''}", file=sys.stderr)
+    if not done:
         settings = [part for change in changes for part in ("--set-param", change)]
         call("dvc", "exp", "run", "--quiet", "--name", name, *settings)
-    return name
+    return ref
 
 
-def check_clean() -> None:
-    """Raise SweepError where the working directory holds what a run would overwrite."""
-    changed = call("git", "status", "--porcelain", "--untracked-files=no")
-    if not changed:
-        return
-    advice = "commit or stash them first"
-    with suppress(OSError, ValueError):
-        if json.loads(UNDERWAY.read_text(encoding="utf-8")) == {"commit": head()}:
-            # Not done here: what has been edited by hand since would be lost.
-            advice = (
-                "a sweep was killed before it could put them back. Once no run of it is left, do:\n"
-                + "".join(f"    {' '.join(command)}\n" for command in RESTORING)
-                + "which also drops what was edited since"
-            )
-    raise SweepError(f"uncommitted changes; {advice}:\n{changed.rstrip()}")
+@contextmanager
+def restored() -> Iterator[None]:
+    """Refuse a working directory with uncommitted changes; put it back to its commit at the end."""
+    changed = git("status", "--porcelain", "--untracked-files=no").rstrip()
+    if changed:
+        commands = "\n".join(f"    {' '.join(command)}" for command in RESTORE)
+        raise SweepError(
+            f"uncommitted changes; commit or stash them first:\n{changed}\n"
+            f"If they are those of a sweep that was killed, drop them:\n{commands}"
+        )
+    try:
+        yield
+    finally:
+        with deferred_interrupts():
+            for command in RESTORE:
+                call(*command)
 
 
-def head() -> str:
-    return call("git", "rev-parse", "HEAD").strip()
-
-
-RESTORING = (
-    ("git", "checkout", "--quiet", "HEAD", "--", "."),  # the index too: a run may stage files
-    ("dvc", "checkout", "--quiet", "--force", "--allow-missing"),
-)
-
-
-def restore() -> None:
-    """Put the working directory back to its commit."""
-    for command in RESTORING:
-        call(*command)
-    remove(UNDERWAY)
+def git(*arguments: str) -> str:
+    return call("git", *arguments)
 
 
 def call(*command: str) -> str:
-    """What a command printed; raises SweepError, with what it said, where it failed.
+    """Return what a command prints; raises SweepError with its message if it fails.
 
-    It is a session of its own, which ends with this call, however that ends.
+    The command gets its own session, which ends with this call, however that ends.
     """
-    # The environment's own dvc and python, whether it is activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PATH": path},
-    )  # fmt: skip
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PATH": path},  # this environment's dvc and python
+    )
     try:
         printed, errors = process.communicate()
     except BaseException:
-        with deferring_signals():
+        with deferred_interrupts():
             end(process)
         raise
     if process.returncode:
@@ -183,11 +245,10 @@ def call(*command: str) -> str:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a command with all that it started: DVC's stage would go on without it."""
+    """End a command and all that it started: DVC's stage would run on without it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        # It waits until the last one that could print is gone.
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=PATIENCE)
             return
@@ -196,95 +257,59 @@ def end(process: subprocess.Popen) -> None:
 # --- Reporting -------------------------------------------------------------------------------
 
 
-def tabulate(names: dict, options: argparse.Namespace) -> str:
-    """A Markdown table: a line for each variation, mean ± standard deviation of each metric."""
-    metrics = options.metric or METRICS
-    rows = []
-    for variation, runs in by_variation(names).items():
-        found = [read_metrics(name) for name in runs]
-        values = np.array([[look_up(one, metric) for metric in metrics] for one in found])
-        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(metrics), np.nan)
-        cells = [spell(mean, sd) for mean, sd in zip(values.mean(axis=0), spread, strict=True)]
-        rows.append([describe(variation), *cells])
-    seeds = ", ".join(map(str, options.seeds))
-    return markdown([f"seeds {seeds}", *metrics], rows)
+def validation(ref: str, system: str) -> dict[str, float]:
+    """Return the validation figures of the epoch that a trained system kept, and the epoch."""
+    kept = json.loads(git("show", f"{ref}:metrics/runs.json"))[system]["details"].get("best_epoch")
+    if kept is None:
+        raise SweepError(f"{system} keeps no epoch: name a trained system with --system")
+    curve = pd.read_csv(io.StringIO(git("show", f"{ref}:plots/training/{system}.csv")))
+    row = curve.set_index("epoch").loc[kept]
+    return {f"val_{name}": row[f"val_{name}"] for name in CRITERIA} | {"epoch": float(kept)}
 
 
-def tabulate_pooled(names: dict, options: argparse.Namespace) -> str:
-    """A Markdown table of recalls and UAR within each modality over the answers of all seeds."""
+def tabulate(title: str, tables: dict[str, list[pd.DataFrame]], seed: int) -> str:
+    """Return a Markdown table: a row per item, UAR on test and external, also within modality.
+
+    Figures are means over the runs of an item; the intervals hold the noise of patients and runs.
+    """
     rows = []
-    for variation, runs in by_variation(names).items():
-        table = pd.concat([of_test(f"{name}:{options.pool}") for name in runs], ignore_index=True)
-        cells = {
-            f"{group.name} {figure}": spell_interval(interval)
-            for group in score_modalities(table, options.seeds[0])
-            if group.found
-            for figure, interval in {"UAR": group.found.uar, **group.found.recall}.items()
-        }
-        cells["all UAR"] = spell_interval(intervals(table, options.seeds[0]).uar)
-        rows.append(
-            {"pooled over seeds": describe(variation), "answers": f"{len(table):,}", **cells}
-        )
+    for name, runs in tables.items():
+        row = {title: name, "runs": str(len(runs))}
+        for split in EVALUATED:
+            for modality, heading in {**MODALITY_NAMES, None: "all"}.items():
+                parts = [part_of(table, split, modality) for table in runs]
+                if parts[0]["actual"].nunique() > 1:
+                    row[f"{split}: {heading}"] = spell(pooled(parts, seed).uar)
+        rows.append(row)
     table = pd.DataFrame(rows).fillna("-")
-    return markdown(list(table.columns), table.to_numpy().tolist())
+    return markdown([*table.columns], table.to_numpy().tolist())
 
 
-def of_test(source: str) -> pd.DataFrame:
-    """The answers of a system to the test split, with patient_id, modality and site."""
-    answers = read_answers(source)
-    return answers[answers["split"] == "test"]
+def part_of(answers: pd.DataFrame, split: str, modality: str | None) -> pd.DataFrame:
+    chosen = answers[answers["split"] == split]
+    return chosen if modality is None else chosen[chosen["modality"] == modality]
 
 
-def by_variation(names: dict) -> dict[tuple, list[str]]:
-    return {
-        variation: [name for (other, _), name in names.items() if other == variation]
-        for variation, _ in names
-    }
+def split_variation(text: str) -> list[str]:
+    """Return ``key=a,b`` as ``key=a`` and ``key=b``."""
+    key, equals, values = text.partition("=")
+    if not (key and equals and all(values.split(","))):
+        raise SweepError(f"--vary {text}: KEY=VALUE,VALUE expected")
+    return [f"{key}={value}" for value in values.split(",")]
 
 
-def read_metrics(name: str) -> dict:
-    """The metrics of an experiment, of all files, as one nested dict."""
-    try:
-        found = dvc.api.metrics_show(rev=name)
-    except DvcException as error:
-        raise SweepError(f"{name}: its metrics cannot be read ({error})") from None
-    merged: dict = {}
-    for key, value in found.items():
-        # A key that several files have (a system) is prefixed with the file: `metrics/test.json:a`.
-        merge(merged, {key.rpartition(":")[2]: value})
-    return merged
-
-
-def merge(into: dict, nested: dict) -> None:
-    """Add the leaves of `nested` to `into`."""
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            merge(into.setdefault(key, {}), value)
-        else:
-            into[key] = value
-
-
-def look_up(metrics: dict, name: str) -> float:
-    """The metric with a dotted `name`; raises SweepError where there is none."""
-    value = metrics
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if not isinstance(value, float | int):
-        raise SweepError(f"no metric {name}; see `dvc metrics show`")
-    return float(value)
-
-
-def describe(variation: tuple[str, ...]) -> str:
-    """The last part of each key and its value: ``balance=none, lr=1e-3``."""
-    pairs = (change.partition("=")[::2] for change in variation)
+def describe(setting: Sequence[str]) -> str:
+    """Return the last part of each key with its value: ``balance=none, lr=1e-3``."""
+    pairs = (change.split("=", 1) for change in setting)
     return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pairs) or "as committed"
 
 
-def spell(mean: float, spread: float) -> str:
-    return f"{mean:.3f}" if np.isnan(spread) else f"{mean:.3f} ± {spread:.3f}"
+def spread(values: Sequence[float]) -> str:
+    mean = f"{values.mean():.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.3f}"
 
 
-def spell_interval(interval: Interval) -> str:
+def spell(interval: Interval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 

@@ -1,0 +1,1 @@
+"""Labels, parameters, errors, files and the entry point of scripts."""

@@ -1,0 +1,96 @@
+"""Entry point of stages and tools: help, errors as messages, and a clean end on signals."""
+
+import argparse
+import errno
+import inspect
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from chest.core.errors import ChestError, printable
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+# Errors of the machine that the user can do something about.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run the `main` of a stage, which takes no arguments; ``--help`` prints its docstring."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & {*arguments}:
+        print(inspect.unwrap(main).__globals__["__doc__"].strip())
+    elif arguments:
+        print(f"ERROR: {arguments[0]}: a stage takes no argument; see params.yaml", file=sys.stderr)
+        raise SystemExit(2)
+    else:
+        run(main)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run `main` and turn what a user can cause into one message and an exit code.
+
+    ChestError, a full disk and missing permissions exit with 1; Ctrl-C and SIGTERM with 128 plus
+    the number of the signal, after all context managers have cleaned up.
+    """
+    for number in STOPPING:
+        signal.signal(number, _interrupt)
+    try:
+        main()
+    except ChestError as error:
+        sys.exit(f"ERROR: {error}")
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        sys.exit(f"ERROR: {error.strerror}: {printable(error.filename or 'the disk')}")
+    except KeyboardInterrupt as interrupt:
+        print("\n".join(["Interrupted.", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        sys.exit(128 + number)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """Make a parser for a tool; its docstring `doc` is the help, the first line the summary."""
+    summary, _, rest = doc.partition("\n")
+    return argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[Callable[[], bool]]:
+    """Let a block stop at a point of its choice.
+
+    Within the block, a first Ctrl-C or SIGTERM is only noted: the function that is yielded then
+    returns True, and KeyboardInterrupt is raised where the block ends. A second signal raises at
+    once. Usable in the main thread only.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame) -> None:
+        if noted:
+            _interrupt(number, frame)
+        noted.append(number)
+
+    before = [signal.signal(number, note) for number in STOPPING]
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for number, handler in zip(STOPPING, before, strict=True):
+            signal.signal(number, handler)
+    if noted:
+        raise KeyboardInterrupt(noted[0])
+
+
+@contextmanager
+def interrupt_note(note: str) -> Iterator[None]:
+    """Attach `note` to an interrupt raised in this block."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(note)
+        raise
+
+
+def _interrupt(number: int, frame) -> None:
+    raise KeyboardInterrupt(number)

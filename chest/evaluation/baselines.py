@@ -1,0 +1,180 @@
+"""Blind baselines: how far one gets without looking at the lungs. A system must beat them.
+
+Rules know only where an image comes from. Their balanced form names the class with the largest
+share n(group, class) / n(class), which maximises UAR; the commonest class of a group maximises
+accuracy (WAR). The scanner model sees what a scanner and an archive leave behind; the linear model
+sees the image at 28 x 28 pixels and stands for what needs no deep network.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from chest.core.labels import LABELS, MODALITIES
+from chest.data.regions import visible_region
+from chest.evaluation.metrics import classification_metrics
+
+GRID = 28  # px of the pooled images
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the logistic regression, chosen on validation
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)  # of the grey levels
+CHUNK = 64  # images at a time
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule that goes by columns of the manifest; see the module."""
+
+    name: str
+    by: tuple[str, ...]
+    balanced: bool
+
+
+RULES = {
+    "blind_modality": Rule("Blind: by modality (balanced)", ("modality",), True),
+    "blind_site": Rule("Blind: by site (balanced)", ("modality", "site"), True),
+    "blind_collection": Rule(
+        "Blind: by collection and site (balanced)", ("modality", "collection", "site"), True
+    ),
+    "floor_modality": Rule("Floor: modality's commonest class", ("modality",), False),
+    "floor_site": Rule("Floor: site's commonest class", ("modality", "site"), False),
+    "floor_collection": Rule(
+        "Floor: collection and site's commonest class", ("modality", "collection", "site"), False
+    ),
+}
+
+
+def rule_probabilities(labelled: pd.DataFrame, rule: Rule) -> np.ndarray:
+    """Return the probabilities that `rule` gives each image, float64, (N, 3).
+
+    They are the shares of the training images in the image's group, in the balanced form each class
+    divided by its number of training images first. A group without training images gets what its
+    modality gets, and where that has none, what all images get.
+    """
+    train = labelled[labelled["split"] == "train"]
+    totals = train["label"].value_counts().reindex(list(LABELS), fill_value=0)
+    result = np.full((len(labelled), len(LABELS)), np.nan)
+    for columns in (rule.by, ("modality",), ()):
+        group, own = _groups(labelled, columns), _groups(train, columns)
+        counts = pd.crosstab(own, train["label"]).reindex(columns=list(LABELS), fill_value=0)
+        if rule.balanced:
+            counts = counts / totals.clip(lower=1)
+        shares = counts.div(counts.sum(axis=1), axis=0)
+        found = shares.reindex(group).to_numpy()
+        result = np.where(np.isnan(result), found, result)
+    return result
+
+
+def _groups(table: pd.DataFrame, columns: tuple[str, ...]) -> pd.Series:
+    """Name each row's group; without columns all rows are in one."""
+    names = pd.Series("", table.index)
+    for column in columns:
+        names = names + "\n" + table[column]
+    return names
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Probabilities of a logistic regression for every image, (N, 3), and the C that was chosen."""
+
+    probabilities: np.ndarray
+    strength: dict[str, float]
+
+
+def fit_linear(features: np.ndarray, labelled: pd.DataFrame) -> Fitted:
+    """Fit a logistic regression per modality on the training images and answer all images.
+
+    `features` is float64, (N, K), one row per row of `labelled`. Which modality an image has is no
+    secret, so each has a model of its own among the classes that occur in it, all of the same
+    weight. C is chosen by UAR on the modality's validation images, the smallest among equals.
+    """
+    splits, labels = labelled["split"].to_numpy(), labelled["label"].to_numpy()
+    probabilities, strength = np.full((len(labelled), len(LABELS)), 1 / len(LABELS)), {}
+    for modality in MODALITIES:
+        rows = np.flatnonzero(labelled["modality"] == modality)
+        train, val = (rows[splits[rows] == split] for split in ("train", "val"))
+        classes = np.unique(labels[train])
+        if len(classes) == 1:
+            probabilities[rows] = np.array(LABELS) == classes[0]
+        if len(classes) < 2:
+            continue
+        scaler = StandardScaler().fit(features[train])
+        fits = _fits(scaler.transform(features[train]), labels[train])
+        uars = [_uar(fit, scaler, features[val], labels[val]) for fit in fits]
+        best = fits[int(np.argmax(uars))]
+        # Newton's method takes the last digits: the answers must not depend on the processor.
+        best.set_params(solver="newton-cholesky").fit(
+            scaler.transform(features[train]), labels[train]
+        )
+        strength[modality] = best.C
+        columns = [LABELS.index(label) for label in best.classes_]
+        probabilities[rows] = 0
+        answers = best.predict_proba(scaler.transform(features[rows]))
+        probabilities[np.ix_(rows, columns)] = answers
+    return Fitted(probabilities, strength)
+
+
+def _fits(features: np.ndarray, labels: np.ndarray) -> list[LogisticRegression]:
+    """Fit one model per C, each starting from the one before."""
+    model = LogisticRegression(class_weight="balanced", tol=1e-8, max_iter=10_000, warm_start=True)
+    return [copy.deepcopy(model.set_params(C=c).fit(features, labels)) for c in STRENGTHS]
+
+
+def _uar(
+    fit: LogisticRegression, scaler: StandardScaler, features: np.ndarray, labels: np.ndarray
+) -> float:
+    if not len(labels):
+        return 0.0
+    return classification_metrics(labels, fit.predict(scaler.transform(features)))["uar"]
+
+
+def pool(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Average the visible part of each image over GRID x GRID cells: float64, (N, 784).
+
+    `images` is uint8, (N, side, side); `visible` is bool, (side, side) or (N, side, side). What is
+    hidden counts as black. Cells are in row order, grey levels from 0 to 1.
+    """
+    side = images.shape[-1]
+    cell = np.arange(side) * GRID // side
+    member = (cell == np.arange(GRID)[:, None]).astype(np.float32)  # (GRID, side)
+    area = 255.0 * np.outer(member.sum(axis=1), member.sum(axis=1))
+    pooled = np.empty((len(images), GRID, GRID))
+    for start in range(0, len(images), CHUNK):
+        part = slice(start, start + CHUNK)
+        grey = images[part] * (visible[part] if visible.ndim == 3 else visible)
+        # Sums of whole numbers: exact in float32.
+        pooled[part] = member @ grey.astype(np.float32) @ member.T / area
+    return pooled.reshape(len(images), -1)
+
+
+def scanner_features(images: np.ndarray, labelled: pd.DataFrame) -> np.ndarray:
+    """Return what a scanner and an archive leave behind, float64, (N, K).
+
+    Width, height and aspect of the file, mean, standard deviation and percentiles of the grey
+    levels, shares of black and white, and the border of the pooled image.
+    """
+    size = labelled[["width", "height"]].astype(float).to_numpy()
+    aspect = size[:, :1] / size[:, 1:]
+    side = images.shape[-1]
+    border = pool(images, visible_region("border", side))
+    frame = border[:, visible_region("border", GRID).ravel()]
+    return np.hstack([np.log(size), aspect, grey_statistics(images), frame])
+
+
+def grey_statistics(images: np.ndarray) -> np.ndarray:
+    """Return mean, standard deviation, PERCENTILES, and shares of 0 and 255: float64, (N, 11)."""
+    levels = np.arange(256)
+    rows = []
+    for image in images:
+        counts = np.array(Image.fromarray(image).histogram())
+        shares = counts / counts.sum()
+        mean = shares @ levels
+        spread = np.sqrt(shares @ (levels - mean) ** 2)
+        # The lowest level with at least so many pixels at or below it.
+        cuts = np.searchsorted(np.cumsum(counts), np.array(PERCENTILES) / 100 * counts.sum())
+        rows.append([mean, spread, *cuts, shares[0], shares[255]])
+    return np.array(rows, dtype=np.float64)

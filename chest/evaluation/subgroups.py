@@ -1,0 +1,189 @@
+"""Figures within groups: modality, site, collection, site and collection, and severity.
+
+Across modalities and sites a system can answer without looking at the lungs; within one it cannot.
+Within a site the collection may still tell the class: groups by site *and* collection count most.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from chest.core.labels import COLLECTION_NAMES, LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES
+from chest.data.dataset import SLICE_INDEX
+from chest.evaluation.intervals import DRAWS, Interval, Intervals, intervals
+
+LIMITS = {"": "value", "_low": "low", "_high": "high"}
+COLUMNS = (
+    *("system", "within", "group", "images", "patients"),
+    *(f"{label}_images" for label in LABELS),
+    *(f"uar{suffix}" for suffix in LIMITS),
+    *(f"{label}_recall{suffix}" for label in LABELS for suffix in LIMITS),
+    "note",
+)
+FEWEST_PATIENTS = 5  # of a class in a group that may be called the worst
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of one system's answers.
+
+    ``kind`` is modality, site, collection, site_collection or severity; ``key`` names the group in
+    metrics files and ``name`` for people. ``found`` has recalls of the classes that occur; its UAR
+    means something only if there are several.
+    """
+
+    kind: str
+    key: str
+    name: str
+    rows: pd.DataFrame
+    found: Intervals
+
+    @property
+    def several_classes(self) -> bool:
+        return len(self.found.recall) > 1
+
+    @property
+    def note(self) -> str:
+        if self.several_classes:
+            return ""
+        return f"one class only ({next(iter(self.found.recall))}): recall only"
+
+
+def score_groups(
+    answers: pd.DataFrame,
+    seed: int,
+    severity: pd.Series | None = None,
+    kinds: tuple[str, ...] = ("modality", "site", "collection", "site_collection", "severity"),
+    draws: int = DRAWS,
+) -> list[Group]:
+    """Score one system's answers (see `predictions.System`) within each group that has images.
+
+    `severity` is what `read_severity` returns; without it there are no groups by severity. An
+    answer that names a class of another modality is wrong. `kinds` limits the groups to some kinds.
+    """
+    return [
+        Group(kind, key, name, rows, intervals(rows, seed, draws))
+        for kind, key, name, rows in _parts(answers, severity)
+        if kind in kinds
+    ]
+
+
+def read_severity() -> pd.Series:
+    """Return the grade (``CT-0`` to ``CT-4``) of each study of the CT volumes, indexed by study.
+
+    MosMedData sorts its volumes into folders by the share of the lungs that is affected: none, up
+    to 25 %, 50 %, 75 %, and more. Studies in no such folder are left out.
+    """
+    table = pd.read_csv(SLICE_INDEX, dtype=str, keep_default_na=False)
+    grade = table["volume"].str.extract(r"\b(CT-[0-4])\b", expand=False)
+    return grade.set_axis(table["study"]).dropna()
+
+
+def tabulate_groups(system: str, groups: list[Group]) -> pd.DataFrame:
+    """Return one row per group with COLUMNS; unknown figures are empty and ``note`` says why."""
+    rows = [
+        {
+            "system": system,
+            "within": group.kind,
+            "group": group.name,
+            "images": len(group.rows),
+            "patients": group.rows["patient_id"].nunique(),
+            **{f"{x}_images": int((group.rows["actual"] == x).sum()) for x in LABELS},
+            **_figures(group),
+            "note": group.note,
+        }
+        for group in groups
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS).astype(object).fillna("")
+
+
+def nest_groups(groups: list[Group]) -> dict:
+    """Return {key: {uar, uar_low, uar_high, recall: {class: x}, images}} for a metrics file.
+
+    A group of one class has no UAR.
+    """
+    return {
+        group.key: {
+            **(_limits("uar", group.found.uar) if group.several_classes else {}),
+            "recall": {label: interval.value for label, interval in group.found.recall.items()},
+            "images": len(group.rows),
+        }
+        for group in groups
+    }
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The class and group of lowest recall; ``str()`` gives one line of text."""
+
+    label: str
+    group: str
+    recall: Interval
+    images: int
+    patients: int
+
+    def __str__(self) -> str:
+        low, value, high = (100 * x for x in (self.recall.low, self.recall.value, self.recall.high))
+        return (
+            f"{LABEL_NAMES[self.label]} in {self.group}: recall {value:.1f} %"
+            f" ({low:.1f} to {high:.1f}), {self.images:,} images of {self.patients:,} patients"
+        )
+
+
+def worst_group(groups: list[Group], kind: str = "site_collection") -> Worst | None:
+    """Return the lowest recall of any class in any group of `kind` with at least 5 patients of it.
+
+    None if there is no such group. Of equals, the one with most images.
+    """
+    cells = []
+    for group in groups:
+        for label, recall in group.found.recall.items() if group.kind == kind else ():
+            own = group.rows[group.rows["actual"] == label]
+            if (patients := own["patient_id"].nunique()) >= FEWEST_PATIENTS:
+                cells.append(Worst(label, group.name, recall, len(own), patients))
+    return min(cells, key=lambda cell: (cell.recall.value, -cell.images), default=None)
+
+
+def slug(name: str) -> str:
+    """Return `name` in lower case, digits and underscores, as part of a metric's name."""
+    return re.sub(r"\W+", "_", name.casefold()).strip("_")
+
+
+def _parts(
+    answers: pd.DataFrame, severity: pd.Series | None
+) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Yield kind, key, name and rows of each group."""
+    for modality in MODALITIES:
+        if len(rows := answers[answers["modality"] == modality]):
+            yield "modality", modality, MODALITY_NAMES[modality], rows
+    for (modality, site), rows in answers.groupby(["modality", "site"]):
+        name = f"{site} ({MODALITY_NAMES[modality]})"
+        yield "site", f"site_{slug(name)}", name, rows
+    for collection, rows in answers.groupby("collection"):
+        name = COLLECTION_NAMES.get(collection, collection)
+        yield "collection", f"collection_{slug(collection)}", name, rows
+    for (site, collection), rows in answers.groupby(["site", "collection"]):
+        key = f"site_{slug(site)}_collection_{slug(collection)}"
+        yield (
+            "site_collection",
+            key,
+            f"{site}, {COLLECTION_NAMES.get(collection, collection)}",
+            rows,
+        )
+    if severity is not None:
+        volumes = answers[answers["collection"] == "ct_volumes"]
+        for grade, rows in volumes.groupby(volumes["study"].map(severity)):
+            yield "severity", f"severity_{slug(grade)}", grade, rows
+
+
+def _figures(group: Group) -> dict[str, float]:
+    figures = _limits("uar", group.found.uar) if group.several_classes else {}
+    for label, interval in group.found.recall.items():
+        figures |= _limits(f"{label}_recall", interval)
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def _limits(name: str, interval: Interval) -> dict[str, float]:
+    return {f"{name}{suffix}": getattr(interval, limit) for suffix, limit in LIMITS.items()}

@@ -1,0 +1,1 @@
+"""Checkpoints, devices, pixels, batched inference, and one module per family of models."""

@@ -1,0 +1,1 @@
+"""What models of every family need: checkpoints, device, pixels, batched inference."""

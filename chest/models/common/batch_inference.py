@@ -1,0 +1,85 @@
+"""Inference on many rows: batches dealt to the processes, halved if the memory does not suffice."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from chest.core.parallel import progress
+from chest.models.common.journal import Journal
+
+Inference = Callable[[np.ndarray], torch.Tensor | list]  # row numbers (B,) to as many answers
+
+
+def infer(
+    accelerator: Accelerator,
+    batches: Iterable[np.ndarray],
+    function: Inference,
+    journal: Journal | None = None,
+) -> dict[int, object]:
+    """Return {row: answer} of `function` for all rows of `batches`, in every process.
+
+    Batches are dealt to the processes. If the device's memory does not hold one, it and all that
+    follow are halved. Rows that `journal` knows are not asked about again, and it gets the answers
+    of each batch.
+    """
+    known = _read(accelerator, journal) if journal else {}
+    open_batches = [_without(batch, known) for batch in batches]
+    open_batches = [batch for batch in open_batches if len(batch)]
+    mine = open_batches[accelerator.process_index :: accelerator.num_processes]
+    done = []
+    with torch.inference_mode():
+        results = _fitting(mine, function)
+        silent = not accelerator.is_main_process
+        for batch, answers in progress(results, "batches", len(mine), silent):
+            if journal:
+                answers = _as_list(answers)
+                journal.add(dict(zip(batch.tolist(), answers, strict=True)))
+            done.append((batch, answers))
+    # Tensors become lists only now: that waits for the device.
+    pairs = [pair for rows, a in done for pair in zip(rows.tolist(), _as_list(a), strict=True)]
+    return known | dict(gather_object(pairs))
+
+
+def in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut `rows`, in order, into arrays of at most `size`."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _read(accelerator: Accelerator, journal: Journal) -> dict[int, object]:
+    """Read the journal once for all processes: one may add to it before another has read it."""
+    return broadcast_object_list([journal.answers() if accelerator.is_main_process else None])[0]
+
+
+def _without(batch: np.ndarray, known: dict[int, object]) -> np.ndarray:
+    return batch[[row not in known for row in batch.tolist()]]
+
+
+def _fitting(batches: list[np.ndarray], function: Inference) -> Iterator[tuple[np.ndarray, object]]:
+    """Yield each batch with its answers, in halves where the device's memory does not hold it."""
+    waiting, most = deque(batches), max(map(len, batches), default=0)
+    while waiting:
+        batch = waiting.popleft()
+        if len(batch) > most:
+            waiting.extendleft(reversed(in_batches(batch, most)))
+            continue
+        try:
+            answers = function(batch)
+        except RuntimeError as error:
+            if len(batch) == 1 or not should_reduce_batch_size(error):
+                raise
+        else:
+            yield batch, answers
+            continue
+        # Outside the handler: the error holds the tensors that are to be freed.
+        most = len(batch) // 2
+        clear_device_cache(garbage_collection=True)
+        waiting.appendleft(batch)
+
+
+def _as_list(answers: torch.Tensor | list) -> list:
+    return answers.tolist() if torch.is_tensor(answers) else answers

@@ -1,0 +1,193 @@
+"""SigLIP (Zhai et al. 2023): zero-shot by prompts, and as an image classifier."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import SiglipConfig, SiglipForImageClassification, SiglipModel
+
+from chest.core.errors import ParameterError
+from chest.core.files import write_json
+from chest.core.labels import LABELS
+from chest.core.params import Section, Texts
+from chest.models.common.batch_inference import in_batches, infer
+from chest.models.common.checkpoints import Source
+from chest.models.common.device import float_type, saving
+from chest.models.common.image_store import ImageStore
+from chest.models.common.journal import Journal
+from chest.models.common.pixels import (
+    Normalization,
+    check_image_size,
+    load_normalization,
+    to_pixels,
+)
+
+TEXT_LENGTH = 64  # tokens: SigLIP was trained on texts padded to this length
+
+
+class SiglipPrompts(Section):
+    """``prompts.siglip`` in params.yaml: the prompts of each class."""
+
+    covid19: Texts
+    normal: Texts
+    tuberculosis: Texts
+
+
+# --- Zero-shot -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptClassifier:
+    """Both towers of SigLIP; ``classes`` holds the embedding of each class, (3, d)."""
+
+    model: SiglipModel
+    classes: torch.Tensor
+    normalization: Normalization
+
+
+def load_prompt_classifier(
+    accelerator: Accelerator, source: Source, image_size: int, prompts: SiglipPrompts
+) -> PromptClassifier:
+    """Load SigLIP on the device and embed the prompts.
+
+    Raises CheckpointError for another kind of checkpoint, ParameterError if the image size is
+    another or a prompt is too long.
+    """
+    config = source.load_config(SiglipConfig)
+    check_image_size(config.vision_config.image_size, image_size)
+    tokenizer = source.load_tokenizer()
+    tokens = {label: tokenize(source, tokenizer, getattr(prompts, label)) for label in LABELS}
+    model = source.load_model(SiglipModel, config=config, dtype=float_type(accelerator))
+    model.to(accelerator.device).eval()
+    return PromptClassifier(model, embed_classes(model, tokens), load_normalization(source))
+
+
+def tokenize(source: Source, tokenizer, prompts: Sequence[str]) -> torch.Tensor:
+    """Return token ids, int64 (n, 64); raises ParameterError if a prompt has more tokens.
+
+    Text is lowered and padded at its end, as in training. SigLIP's tokenizer does both by itself;
+    SigLIP 2's is Gemma's, which does neither. Raises CheckpointError if the tokenizer does not
+    close a text with its end token, on which the text tower relies.
+    """
+    lowered = [prompt.lower() for prompt in prompts]
+    for prompt, ids in zip(prompts, tokenizer(lowered)["input_ids"], strict=True):
+        if len(ids) > TEXT_LENGTH:
+            raise ParameterError(
+                f"prompts.siglip: {prompt!r} has {len(ids)} tokens, at most {TEXT_LENGTH} are read"
+            )
+        if ids[-1] != tokenizer.eos_token_id:
+            raise source.error("its tokenizer does not close a text with an end token")
+    padding = {"padding": "max_length", "padding_side": "right", "max_length": TEXT_LENGTH}
+    return tokenizer(lowered, return_tensors="pt", **padding)["input_ids"]
+
+
+@torch.inference_mode()
+def embed_classes(model: SiglipModel, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return a unit vector for each class, (3, d): the mean of the unit vectors of its prompts."""
+    classes = []
+    for label in LABELS:
+        texts = model.get_text_features(tokens[label].to(model.device)).pooler_output
+        classes.append(_unit(_unit(texts).mean(0)))
+    return torch.stack(classes)
+
+
+def compare(
+    accelerator: Accelerator, classifier: PromptClassifier, images: torch.Tensor
+) -> torch.Tensor:
+    """Return the probabilities, (B, 3), of uint8 grey `images` (B, side, side).
+
+    They are the softmax over the classes of the scaled cosine similarity. SigLIP was trained with a
+    sigmoid for each pair; its bias is the same for all classes, so the softmax ranks them as the
+    sigmoids do and adds up to 1.
+    """
+    model, dtype = classifier.model, float_type(accelerator)
+    pixels = to_pixels(images, classifier.normalization, dtype=dtype)
+    with accelerator.autocast():
+        features = model.get_image_features(pixels).pooler_output
+    # Outside bf16: the scale makes a difference of a cosine a hundred times as large.
+    cosines = _unit(features.to(dtype)) @ classifier.classes.T
+    return torch.softmax(cosines * model.logit_scale.exp(), -1)
+
+
+def compare_rows(
+    accelerator: Accelerator,
+    classifier: PromptClassifier,
+    images: ImageStore,
+    rows: np.ndarray,
+    batch_size: int,
+    journal: Journal | None = None,
+) -> list[list[float]]:
+    """Return the probabilities of the classes for each of `rows`, int64 (n,), of `images`."""
+
+    def function(batch: np.ndarray) -> torch.Tensor:
+        return compare(accelerator, classifier, images.take(batch))
+
+    answers = infer(accelerator, in_batches(rows, batch_size), function, journal)
+    return [answers[row] for row in rows.tolist()]
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+# --- Classifier ------------------------------------------------------------------------------
+
+
+def load_classifier(
+    source: Source, image_size: int, dtype: torch.dtype = torch.float32
+) -> SiglipForImageClassification:
+    """Load the vision tower with a new 3-class head (LABELS) on the mean of its patches.
+
+    The attention pooling of the tower is left out: the classifier does not use it.
+    """
+    config = source.load_config(SiglipConfig)
+    check_image_size(config.vision_config.image_size, image_size)
+    config.vision_config.vision_use_head = False
+    config.id2label = dict(enumerate(LABELS))
+    config.label2id = {label: i for i, label in enumerate(LABELS)}
+    return source.load_model(
+        SiglipForImageClassification,
+        new=("classifier.weight", "classifier.bias"),
+        unused=("text_model.", "vision_model.head.", "logit_scale", "logit_bias"),
+        config=config,
+        dtype=dtype,
+    )
+
+
+def load_trained(
+    source: Source, image_size: int | None = None, dtype: torch.dtype = torch.float32
+) -> SiglipForImageClassification:
+    """Load a classifier that `save_classifier` wrote, for inference; None: of any image size.
+
+    Raises CheckpointError if it is no classifier of LABELS.
+    """
+    config = source.load_config(SiglipConfig)
+    if image_size is not None:
+        check_image_size(config.vision_config.image_size, image_size)
+    if config.id2label != dict(enumerate(LABELS)):
+        raise source.error(f"it is no classifier of {', '.join(LABELS)}")
+    return source.load_model(SiglipForImageClassification, config=config, dtype=dtype).eval()
+
+
+def save_classifier(
+    model: SiglipForImageClassification, normalization: Normalization, folder: Path
+) -> None:
+    """Write what from_pretrained reads: weights (safetensors), config, preprocessor."""
+    with saving(folder):
+        model.save_pretrained(folder)
+    side = model.config.vision_config.image_size
+    content = {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": normalization.mean,
+        "image_std": normalization.std,
+    }
+    write_json(folder / "preprocessor_config.json", content)

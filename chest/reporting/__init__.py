@@ -1,0 +1,1 @@
+"""Charts, model card and review report."""

@@ -1,0 +1,491 @@
+"""Charts and sheets of images as PNG files: the same input gives the same bytes.
+
+A pull request shows them 430 px wide, so they are 7 inches wide and no letter is below 11 points. A
+system has the same colour and place in all charts; blind baselines are grey and hollow.
+"""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from chest.core.files import replacing
+from chest.core.labels import COLLECTION_NAMES, LABEL_NAMES, LABELS, MODALITY_NAMES, UNPARSED
+from chest.data.regions import VISIBLE, VISIBLE_NAMES, visible_region
+from chest.evaluation.metrics import classification_metrics
+
+WIDTH, DPI = 7.0, 130  # inches; dots per inch
+LINE = 0.2  # height of a line of text in inches
+# Okabe and Ito's colours, which colour-blind people tell apart, without those too pale for white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#767676"
+BAND = "0.95"  # background of hollow marks
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "0.6",
+    "xtick.color": "0.6",
+    "xtick.labelcolor": "black",
+    "ytick.color": "0.6",
+    "ytick.labelcolor": "black",
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "figure.labelsize": 11,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a hospital's name is no formula
+}
+
+NAMES = {**LABEL_NAMES, UNPARSED: "Unparsed"}
+CLASS_COLOURS = {"normal": "#009E73", "covid19": "#D55E00", "tuberculosis": "#0072B2"}
+SPLIT_NAMES = {"test": "Test split", "external": "External sites"}
+COUNTED = {"test": "n =", "external": "external:"}
+# Where UAR is taken: heading, and the UAR of an answer at random.
+WITHIN = {
+    "all": ("All images:\nthree classes", 1 / 3),
+    "ct": ("Within CT:\nCOVID-19\nor normal", 1 / 2),
+    "xray": ("Within X-ray:\ntuberculosis\nor normal", 1 / 2),
+}
+OPAQUE = {"frameon": True, "framealpha": 1, "edgecolor": "white"}
+INTERVAL_NOTE = "Bar: 95 % interval over patients. Dashed: chance."
+SHEET_COLUMNS = 4
+MISTAKES, MISTAKE_COLUMNS = 18, 3
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a system, or a row of a chart, is called and drawn."""
+
+    name: str
+    colour: str = COLOURS[0]
+    hollow: bool = False
+
+
+def palette(names: Mapping[str, str], blind: Iterable[str]) -> dict[str, Mark]:
+    """Return the mark of each system in `names` ({key: name}); `blind` are keys of baselines."""
+    colours, blind = cycle(COLOURS), set(blind)
+    return {
+        key: Mark(name, GREY, hollow=True) if key in blind else Mark(name, next(colours))
+        for key, name in names.items()
+    }
+
+
+def draw_confusions(path: Path, answers: Sequence[tuple[Mark, str, pd.DataFrame]]) -> None:
+    """Draw confusion matrices, two in a row: actual classes down, predicted ones across.
+
+    `answers` are tuples (mark, split, table with the columns actual and predicted). A cell shows
+    its share of the row and the number of images.
+    """
+    columns, rows = min(2, len(answers)), -(-len(answers) // 2)
+    unparsed = any((table["predicted"] == UNPARSED).any() for _, _, table in answers)
+    height = (4.3 if unparsed else 3.9) * rows + 0.3
+    note = "Share of each row, and number of images."
+    with _drawing(path, height, note=note, width=WIDTH / 2 * columns) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (mark, split, table) in zip(panels, answers, strict=False):
+            _confusion(axes, table, mark, split)
+        for axes in panels[len(answers) :]:
+            axes.set_axis_off()
+
+
+def _confusion(axes: Axes, table: pd.DataFrame, mark: Mark, split: str) -> None:
+    rows = [label for label in LABELS if (table["actual"] == label).any()]
+    columns = [*LABELS, UNPARSED] if (table["predicted"] == UNPARSED).any() else list(LABELS)
+    counts = pd.crosstab(table["actual"], table["predicted"])
+    counts = counts.reindex(index=rows, columns=columns, fill_value=0)
+    shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()
+    scale = LinearSegmentedColormap.from_list("shares", ["white", mark.colour])
+    axes.imshow(shares, cmap=scale, vmin=0, vmax=1, aspect="auto")
+    for (i, j), share in np.ndenumerate(shares):
+        text, ink = f"{_percent(share, 0)}\n{counts.iat[i, j]:,}", _ink(scale(share))
+        axes.text(j, i, text, ha="center", va="center", color=ink)
+    labels = [f"{NAMES[label]}\nn = {counts.loc[label].sum():,}" for label in rows]
+    axes.set_yticks(range(len(rows)), labels, rotation=90, va="center", ma="center")
+    axes.set_xticks(range(len(columns)), [NAMES[label] for label in columns])
+    if len(columns) > len(LABELS):
+        axes.tick_params("x", rotation=30)
+    axes.tick_params(length=0)
+    axes.set(xlabel="Predicted", ylabel="Actual")
+    metrics = classification_metrics(table["actual"], table["predicted"])
+    numbers = f"UAR {_percent(metrics['uar'])}   WAR {_percent(metrics['war'])}"
+    axes.set_title(f"{_wrap(mark.name, 30)}\n{SPLIT_NAMES[split]}, n = {len(table):,}\n{numbers}")
+
+
+def _ink(colour: Sequence[float]) -> str:
+    """Return black or white, whichever reads better on `colour`, by relative luminance (WCAG)."""
+    luminance = np.dot([0.2126, 0.7152, 0.0722], np.asarray(colour[:3]) ** 2.2)
+    return "black" if luminance > 0.18 else "white"
+
+
+def draw_recalls(path: Path, recalls: pd.DataFrame, marks: Mapping[str, Mark]) -> None:
+    """Draw the recall of each class: a panel per class, a row per system.
+
+    `recalls` has the columns system, split, class, recall, low, high, n.
+    """
+    table = recalls.rename(columns={"system": "row", "class": "panel", "recall": "value"})
+    panels = {label: (NAMES[label], 1 / len(LABELS)) for label in LABELS}
+    _draw_intervals(path, "Recall of each class", table, panels, marks, {})
+
+
+def draw_uars(path: Path, uars: pd.DataFrame, marks: Mapping[str, Mark]) -> None:
+    """Draw UAR over all images and within each modality: a row per system.
+
+    `uars` has the columns system, split, within (keys of WITHIN), uar, low, high, n.
+    """
+    table = uars.rename(columns={"system": "row", "within": "panel", "uar": "value"})
+    title = "UAR (mean of the class recalls)"
+    _draw_intervals(path, title, table, WITHIN, marks, _best_blind(table, marks))
+
+
+def draw_probes(
+    path: Path, probes: pd.DataFrame, uars: pd.DataFrame, marks: Mapping[str, Mark]
+) -> None:
+    """Draw the UAR of the models trained on a part of each image, beside the best blind baseline.
+
+    `probes` has the columns probe, split, within, uar, low, high, n; `uars` is that of `draw_uars`.
+    """
+    table = probes.rename(columns={"probe": "row", "within": "panel", "uar": "value"})
+    systems = uars.rename(columns={"system": "row", "within": "panel", "uar": "value"})
+    rows = {x: Mark(VISIBLE_NAMES[x]) for x in VISIBLE if x in set(table["row"])}
+    title = "What each region alone tells:\na linear model trained on it"
+    _draw_intervals(path, title, table, WITHIN, rows, _best_blind(systems, marks))
+
+
+def _best_blind(table: pd.DataFrame, marks: Mapping[str, Mark]) -> dict[str, float]:
+    """Return {panel: highest value of a blind baseline on the test split}."""
+    blind = [key for key, mark in marks.items() if mark.hollow]
+    found = table[table["row"].isin(blind) & (table["split"] == "test")]
+    return found.groupby("panel")["value"].max().to_dict()
+
+
+def _draw_intervals(
+    path: Path,
+    title: str,
+    table: pd.DataFrame,
+    panels: Mapping[str, tuple[str, float]],
+    marks: Mapping[str, Mark],
+    best_blind: Mapping[str, float],
+) -> None:
+    """Draw values with intervals: `panels` ({key: (heading, chance)}) side by side, a row per mark.
+
+    `table` has the columns row, panel, split, value, low, high, n.
+    """
+    panels = {key: panel for key, panel in panels.items() if key in set(table["panel"])}
+    marks = {key: mark for key, mark in marks.items() if key in set(table["row"])}
+    external = "external" in set(table["split"])
+    note = INTERVAL_NOTE + ("\nGrey line: the best blind baseline." if best_blind else "")
+    note += "\nCircle: test split. Diamond: external sites." if external else "\nTest split."
+    labels = [_wrap(mark.name, 21) for mark in marks.values()]
+    row = max(0.8 if external else 0.58, LINE * _lines(labels) + 0.1)
+    height = row * len(marks) + LINE * (5 if external else 4) + 0.9
+    with _drawing(path, height, title, note) as figure:
+        figure.get_layout_engine().set(w_pad=0.1)
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (key, (heading, chance)) in zip(grid, panels.items(), strict=True):
+            rows = table[table["panel"] == key]
+            sizes = rows.groupby("split")["n"].max()
+            counts = [f"{n} {sizes[s]:,}" for s, n in COUNTED.items() if s in sizes]
+            axes.set_title("\n".join([heading, *counts]))
+            _interval_panel(axes, rows, marks, external)
+            axes.axvline(chance, color="0.3", linestyle="--", linewidth=1, zorder=1)
+            if key in best_blind:
+                axes.axvline(best_blind[key], color="0.75", linewidth=2, zorder=1)
+        grid[0].set_yticks(range(len(marks)), labels)
+        grid[0].set_ylim(len(marks) - 0.4, -0.6)
+
+
+def _interval_panel(
+    axes: Axes, table: pd.DataFrame, marks: Mapping[str, Mark], external: bool
+) -> None:
+    for place, (key, mark) in enumerate(marks.items()):
+        if mark.hollow:
+            axes.axhspan(place - 0.5, place + 0.5, color=BAND, linewidth=0, zorder=0)
+        for row in table[table["row"] == key].itertuples():
+            shift = 0 if not external else -0.13 if row.split == "test" else 0.13
+            _interval(axes, place + shift, row, mark)
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_xticks([0, 0.5, 1], ["0", "50", "100"])
+    axes.tick_params("y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _interval(axes: Axes, place: float, row: tuple, mark: Mark) -> None:
+    below = row.split == "external"
+    axes.plot([row.low, row.high], [place, place], color=mark.colour, linewidth=2)
+    face = "white" if mark.hollow else mark.colour
+    shape = "D" if below else "o"
+    axes.plot(row.value, place, shape, color=mark.colour, markerfacecolor=face, markersize=7)
+    side = "left" if row.value < 0.2 else "right" if row.value > 0.8 else "center"
+    stroke = withStroke(linewidth=3, foreground=BAND if mark.hollow else "white")
+    offset, align = ((0, -6), "top") if below else ((0, 6), "bottom")
+    axes.annotate(
+        _percent(row.value),
+        (row.value, place),
+        offset,
+        textcoords="offset points",
+        ha=side,
+        va=align,
+        path_effects=[stroke],
+    )
+
+
+def draw_reliability(path: Path, bins: pd.DataFrame, name: str) -> None:
+    """Draw how often answers of a given confidence are right, above how many answers there are.
+
+    `bins` has the columns split, low, high (edges), n, confidence, accuracy, accuracy_low and
+    accuracy_high (limits of its 95 % interval).
+    """
+    splits = [split for split in SPLIT_NAMES if split in set(bins["split"])]
+    title = f"Do the probabilities mean what they say?\n{name}"
+    with _drawing(path, 5.6, title, "Bar: 95 % interval over patients.") as figure:
+        grid = figure.subplots(
+            2, len(splits), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1]
+        )
+        for (upper, lower), split in zip(grid.T, splits, strict=True):
+            own = bins[bins["split"] == split]
+            upper.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1)
+            limits = np.abs(own[["accuracy_low", "accuracy_high"]].T - own["accuracy"]).to_numpy()
+            upper.errorbar(own["confidence"], own["accuracy"], limits, fmt="o", color=COLOURS[0])
+            upper.set_title(f"{SPLIT_NAMES[split]}, n = {own['n'].sum():,}")
+            width = own["high"] - own["low"]
+            lower.bar(own["low"], own["n"], width, align="edge", color=COLOURS[0], ec="white")
+            lower.set(xlabel="Probability of the answer", yscale="log")
+            lower.xaxis.set_major_formatter(_percent_tick)
+        grid[0, 0].set(ylabel="Share that is right", ylim=(-0.03, 1.03), xlim=(0.3, 1.01))
+        grid[0, 0].yaxis.set_major_formatter(_percent_tick)
+        grid[1, 0].set(ylabel="Answers")
+        grid[1, 0].yaxis.set_major_formatter("{x:g}")
+        grid[1, 0].yaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_scores(path: Path, scores: pd.DataFrame, thresholds: Mapping[str, float], name: str):
+    """Draw histograms of the disease score by class: a row per modality, a column per split.
+
+    `scores` has the columns split, modality, class, low, high (edges of the bin), n; `thresholds`
+    is {modality: score above which the disease is called}.
+    """
+    splits = [split for split in SPLIT_NAMES if split in set(scores["split"])]
+    modalities = [key for key in MODALITY_NAMES if key in set(scores["modality"])]
+    title = f"Probability of the disease rather than normal\n{name}"
+    note = "Share of the images of each class." + (
+        "\nDashed: threshold set on validation data." if thresholds else ""
+    )
+    with _drawing(path, 2.6 * len(modalities) + 1.2, title, note) as figure:
+        grid = figure.subplots(len(modalities), len(splits), sharex=True, squeeze=False)
+        for line, modality in zip(grid, modalities, strict=True):
+            for axes, split in zip(line, splits, strict=True):
+                own = scores[(scores["split"] == split) & (scores["modality"] == modality)]
+                _histogram(axes, own)
+                axes.set_title(f"{SPLIT_NAMES[split]}, {MODALITY_NAMES[modality]}")
+                if modality in thresholds:
+                    axes.axvline(thresholds[modality], color="0.2", linestyle="--", linewidth=1.2)
+        for axes in grid[-1]:
+            axes.set(xlabel="Score", xlim=(0, 1))
+
+
+def _histogram(axes: Axes, bins: pd.DataFrame) -> None:
+    for label, own in bins.groupby("class", sort=True):
+        total = own["n"].sum()
+        edges = [*own["low"], own["high"].iloc[-1]]
+        legend = f"{NAMES[label]} ({total:,})"
+        style = {"color": CLASS_COLOURS[label], "alpha": 0.45, "fill": True, "label": legend}
+        axes.stairs(own["n"] / total, edges, **style)
+    axes.yaxis.set_major_formatter(_percent_tick)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    if len(bins):
+        axes.legend(handlelength=1, loc="upper center", borderaxespad=0, **OPAQUE)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.5)  # room for the legend
+
+
+def draw_training(path: Path, curves: Mapping[str, tuple[pd.DataFrame, int | None]]) -> None:
+    """Draw losses and validation UAR and WAR by epoch: a row per trained system.
+
+    `curves` is {name: (table, kept epoch)}; a table has the columns epoch, train_loss, val_loss,
+    val_uar and val_war.
+    """
+    with _drawing(path, 2.4 * len(curves) + 0.8, note="Dotted: the epoch that was kept.") as figure:
+        grid = figure.subplots(len(curves), 2, squeeze=False)
+        for (left, right), (name, (curve, kept)) in zip(grid, curves.items(), strict=True):
+            _curves(left, curve, kept, {"train_loss": "training", "val_loss": "validation"})
+            _curves(right, curve, kept, {"val_uar": "UAR", "val_war": "WAR"})
+            left.set(title=f"{_wrap(name, 32)}\nCross-entropy", ylim=(0, None))
+            right.set(title="Validation split", ylim=(None, 1))
+            right.yaxis.set_major_formatter(_percent_tick)
+        for axes in grid[-1]:
+            axes.set_xlabel("Epoch")
+
+
+def _curves(axes: Axes, curve: pd.DataFrame, kept: int | None, names: Mapping[str, str]) -> None:
+    for (column, label), colour, marker in zip(names.items(), COLOURS, "os", strict=False):
+        style = {"marker": marker, "markersize": 4} if len(curve) <= 30 else {}
+        axes.plot(curve["epoch"], curve[column], color=colour, label=label, **style)
+    if kept is not None:
+        axes.axvline(kept, color="0.3", linestyle=":", linewidth=1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=5))
+    axes.legend(handlelength=1.5, **OPAQUE)
+
+
+def draw_contact_sheet(path: Path, images: np.ndarray, table: pd.DataFrame, note: str) -> None:
+    """Draw images of each class of each collection, spread evenly over sites and patients.
+
+    `images` is uint8, (N, side, side); `table` has a row for each: label, collection, site,
+    patient_id. `note` is printed above.
+    """
+    groups = list(table.reset_index(drop=True).groupby(["collection", "label"], sort=True))
+    chosen = [_spread(rows, SHEET_COLUMNS) for _, rows in groups]
+    sites = [[_wrap(site, 18) for site in rows["site"]] for rows in chosen]
+    heights = [2.15 + LINE * _lines(row) for row in sites]
+    with _drawing(path, sum(heights) + 0.4, note) as figure:
+        parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for part, (key, rows), shown, captions in zip(parts, groups, chosen, sites, strict=True):
+            collection, label = key
+            patients = f"{len(rows):,} images, {rows['patient_id'].nunique():,} patients"
+            heading = f"{NAMES[label]}, {COLLECTION_NAMES[collection]}: {patients}"
+            part.suptitle(heading, x=0.01, ha="left", size=11)
+            panels = _picture_panels(part, 1, SHEET_COLUMNS)
+            for panel, row, caption in zip(panels, shown.index, captions, strict=False):
+                _show(panel, images[row])
+                panel.set_xlabel(caption)
+
+
+def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return at most `count` of `rows`, evenly spread over sites and patients."""
+    rows = rows.sort_values(["site", "patient_id"], kind="stable")
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return rows.iloc[np.unique(places.round().astype(int))]
+
+
+def draw_mistakes(path: Path, images: np.ndarray, mistakes: pd.DataFrame, title: str) -> None:
+    """Draw the first 18 of `mistakes` with the true class, the answer, and how sure it was.
+
+    `mistakes` has the columns row (of `images`, uint8, (N, side, side)), image_id, actual,
+    predicted, site, probability (of the answer) and truth (probability of the actual class).
+    """
+    shown = mistakes.head(MISTAKES)
+    lines = -(-len(shown) // MISTAKE_COLUMNS)
+    more = f" The {len(shown)} worst." if len(shown) < len(mistakes) else ""
+    captions = [f"{_shorten(m.image_id, 24)}\n{_wrap(m.site, 24)}" for m in shown.itertuples()]
+    height = (2.4 + LINE * (2 + _lines(captions))) * lines
+    with _drawing(path, height + 0.6, title + more) as figure:
+        panels = _picture_panels(figure, max(1, lines), MISTAKE_COLUMNS)
+        if shown.empty:
+            panels[0].set_title("No mistakes.")
+        for panel, mistake, caption in zip(panels, shown.itertuples(), captions, strict=False):
+            _show(panel, images[mistake.row])
+            sure = "" if np.isnan(mistake.probability) else f" {_percent(mistake.probability, 0)}"
+            panel.set_title(
+                f"true: {NAMES[mistake.actual]} {_percent(mistake.truth, 0)}\n"
+                f"answer: {NAMES[mistake.predicted]}{sure}"
+            )
+            panel.set_xlabel(caption)
+
+
+def draw_regions(path: Path, images: np.ndarray, modalities: Sequence[str], note: str) -> None:
+    """Draw what each probe sees: a row per modality, a column per region.
+
+    `images` is uint8, (N, side, side); `modalities` are theirs.
+    """
+    rows = {key: np.flatnonzero(np.asarray(modalities) == key) for key in MODALITY_NAMES}
+    rows = {key: found[len(found) // 2] for key, found in rows.items() if len(found)}
+    with _drawing(path, 1.9 * len(rows) + 0.8, f"What each probe sees. {note}") as figure:
+        panels = _picture_panels(figure, len(rows), len(VISIBLE)).reshape(len(rows), -1)
+        for line, (modality, row) in zip(panels, rows.items(), strict=True):
+            line[0].set_ylabel(MODALITY_NAMES[modality])
+            for panel, region in zip(line, VISIBLE, strict=True):
+                _show(panel, images[row] * visible_region(region, images.shape[-1]))
+                panel.set_title(VISIBLE_NAMES[region])
+
+
+def draw_look(
+    path: Path, image: np.ndarray, look: np.ndarray, title: str, file: str, note: str
+) -> None:
+    """Draw an image beside itself with the patches that the answer depends on.
+
+    `image` is uint8, (side, side); `look` float, (rows, columns) of patches, from 0. `file` and
+    `title` are printed above, `note` below.
+    """
+    side = len(image)
+    share = look / max(look.max(), np.finfo(look.dtype).tiny)
+    with _drawing(path, 4.6, f"{file}\n{title}", note) as figure:
+        left, right = _picture_panels(figure, 1, 2)
+        left.set_title(f"As the model sees it ({side} x {side} px)")
+        right.set_title("What this answer depends on")
+        for panel in (left, right):
+            panel.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, side, side, 0))
+        heat = right.imshow(
+            share, cmap="viridis", vmin=0, vmax=1, alpha=0.6 * share, extent=(0, side, side, 0)
+        )
+        bar = figure.colorbar(heat, ax=(left, right), location="bottom", ticks=[0, 1], aspect=50)
+        bar.set_label("Share of the strongest patch")
+
+
+@contextmanager
+def _drawing(
+    path: Path, height: float, title: str = "", note: str = "", width: float = WIDTH
+) -> Iterator[Figure]:
+    """Yield a figure of `width` x `height` inches in the common style; save it to `path`."""
+    # The user's own matplotlib style must not change the bytes, nor the library's version.
+    with matplotlib.style.context(["default", STYLE]):
+        title, note = _wrap(title, round(8.5 * width)), _wrap(note, round(10.5 * width))
+        height += LINE * (title + note).count("\n")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+        if note:
+            figure.supxlabel(note, x=0.01, ha="left", color="0.3")
+        yield figure
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def _picture_panels(figure: Figure | SubFigure, rows: int, columns: int) -> np.ndarray:
+    """Return empty axes for images, (rows * columns,)."""
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set(xticks=[], yticks=[], anchor="N")  # spare room goes below
+        panel.spines[:].set_visible(False)
+    return panels
+
+
+def _show(panel: Axes, image: np.ndarray) -> None:
+    panel.imshow(image, cmap="gray", vmin=0, vmax=255)
+
+
+def _percent(share: float, places: int = 1) -> str:
+    return f"{100 * round(share, 4):.{places}f} %"  # as in metrics files: of four places
+
+
+def _percent_tick(share: float, _: int) -> str:
+    return f"{100 * share:g} %"
+
+
+def _wrap(text: str, width: int) -> str:
+    """Break lines longer than `width` letters; a long name breaks before its last bracket."""
+    if len(text) > width and text.endswith(")"):
+        text = text.replace(" (", "\n(")
+    lines = (textwrap.wrap(line, width, break_on_hyphens=False) for line in text.split("\n"))
+    return "\n".join("\n".join(line) for line in lines)
+
+
+def _lines(texts: Iterable[str]) -> int:
+    """Return the number of lines of the longest of `texts`."""
+    return max((text.count("\n") + 1 for text in texts), default=0)
+
+
+def _shorten(text: str, length: int) -> str:
+    """Leave out the middle of a long `text`: its ends tell more."""
+    kept = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:kept]}…{text[-kept:]}"

@@ -1,0 +1,285 @@
+"""The report of ``tools/review.py``: sections of text, tables and charts, as Markdown and as HTML.
+
+Everything is escaped: names of revisions, sites and images come from elsewhere. The Markdown, which
+a pull request shows, holds no picture; the HTML is one file that holds its pictures itself.
+"""
+
+import base64
+import html
+import io
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from chest.core.errors import printable
+from chest.core.labels import LABEL_NAMES, LABELS, UNPARSED
+from chest.core.tables import markdown
+from chest.reporting import charts
+from chest.reporting.review import Review, Side, cells
+from chest.reporting.staleness import StaleStage
+
+TEMPLATES = Path(__file__).parent / "templates"
+DISCLAIMER = "Research on public data: no diagnosis, no medical device, not to be used on patients."
+ANSWERS = {**LABEL_NAMES, UNPARSED: "Unparsed"}
+ABOUT_DIFFERENCES = (
+    "Differences are now minus base, in percentage points, on the same images; intervals come from"
+    " a bootstrap over patients. The smallest visible difference is half the width of the interval."
+    " The primary comparisons carry a Holm correction; the others are exploratory: of twenty that"
+    " are noise, one seems to be more."
+)
+THUMBNAIL = 112  # px
+MOST_ROWS = 20  # of a table in Markdown: a comment on GitHub holds 65,536 characters
+MOST_IMAGES = 100  # thumbnails of a table
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; ``images``, {first cell of a row: data URI}, are shown in HTML only."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    images: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Paragraphs, then tables, then charts as pairs of data URI and description."""
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    charts: list[tuple[str, str]] = field(default_factory=list)
+
+
+def build(
+    review: Review, stale: list[StaleStage], images: Mapping[str, str], about_images: str
+) -> list[Section]:
+    """Return all sections; `images` is {image_id: data URI of a thumbnail}."""
+    base, now = review.base, review.now
+    files = sorted({*base.metrics, *now.metrics})
+    metrics = [_changes(f, base.metrics.get(f, {}), now.metrics.get(f, {})) for f in files]
+    return [
+        _verdict(review, stale),
+        _listed("Parameters that changed", [_changes("params.yaml", base.params, now.params)]),
+        _listed("Metrics that changed", metrics),
+        _confusions(review),
+        _curves(review),
+        _answers(review, images, about_images),
+        _listed("Leak audit", [_changes("metrics/audit.json", base.audit, now.audit, every=True)]),
+        _stale(stale),
+        _origins(base, now),
+    ]
+
+
+# --- Sections --------------------------------------------------------------------------------
+
+
+def _verdict(review: Review, stale: list[StaleStage]) -> Section:
+    head = ["system", "split", "figure", "question", "more than noise"]
+    head += ["base", "now", "difference", "95 % interval", "smallest visible"]
+    rows = [
+        [
+            *(review.name(change.system), change.split, change.figure),
+            "primary" if change.primary else "exploratory",
+            "yes" if change.beyond_noise else "no",
+            *cells(change.difference),
+        ]
+        for change in review.changes
+    ]
+    changed = {change.system for change in review.changes}
+    same = dict.fromkeys(review.name(pair[0]) for pair in review.pairs if pair[0] not in changed)
+    text = [
+        *review.notes,
+        *(["dvc.lock is not current: the figures are of other code or parameters."] * bool(stale)),
+        *([f"The same answers as before: {', '.join(same)}."] if same else []),
+        ABOUT_DIFFERENCES,
+    ]
+    return Section("Verdict", text, [Table("Differences between the two runs", head, rows)])
+
+
+def _listed(title: str, tables: list[Table]) -> Section:
+    tables = [table for table in tables if table.rows]
+    return Section(title, [] if tables else ["None."], tables)
+
+
+def _changes(title: str, base: Mapping, now: Mapping, every: bool = False) -> Table:
+    """List the keys whose values differ, or `every` key, the largest differences first."""
+    rows = []
+    for key in dict.fromkeys([*base, *now]):
+        before, after = base.get(key), now.get(key)
+        if every or before != after:
+            change = after - before if _is_number(before) and _is_number(after) else None
+            rows.append([key, before, after, change])
+    rows.sort(key=lambda row: -np.inf if row[3] is None else -abs(row[3]))
+    cells = [[key, _cell(a), _cell(b), _cell(change, "+")] for key, a, b, change in rows]
+    return Table(title, ["", "base", "now", "difference"], cells)
+
+
+def _confusions(review: Review) -> Section:
+    """Show the confusion matrices that changed."""
+    tables, pictures = [], []
+    for system, split, *sides in review.pairs:
+        counts = [_count(table) for table in sides]
+        if counts[0].equals(counts[1]):
+            continue
+        before, after = (table.loc[:, (counts[0] + counts[1]).any()] for table in counts)
+        rows = [
+            [
+                ANSWERS[label],
+                *(
+                    f"{a:,} → {b:,}"
+                    for a, b in zip(before.loc[label], after.loc[label], strict=True)
+                ),
+            ]
+            for label in before.index
+        ]
+        title = f"{review.name(system)}, {split}"
+        tables.append(Table(title, ["actual", *(ANSWERS[a] for a in before)], rows))
+        names = [charts.Mark(f"{side}: {review.name(system)}") for side in ("Base", "Now")]
+        drawn = [*zip(names, [split, split], sides, strict=True)]
+        picture = _drawn(lambda path, d=drawn: charts.draw_confusions(path, d))
+        pictures.append((picture, f"Confusion matrices of {title}: base and now."))
+    return Section("Confusion matrices", [] if tables else ["None changed."], tables, pictures)
+
+
+def _count(table: pd.DataFrame) -> pd.DataFrame:
+    """Count the answers of each class: index actual, columns predicted."""
+    counts = pd.crosstab(table["actual"], table["predicted"])
+    rows = [label for label in LABELS if label in counts.index]
+    return counts.reindex(index=rows, columns=[*ANSWERS], fill_value=0)
+
+
+def _curves(review: Review) -> Section:
+    """Show the learning curves that changed."""
+    curves = {}
+    base, now = review.base.curves, review.now.curves
+    for system in sorted({*base, *now}):
+        sides = {"Base": base.get(system), "Now": now.get(system)}
+        if None in sides.values() or not sides["Base"][0].equals(sides["Now"][0]):
+            curves |= {f"{k}: {review.name(system)}": curve for k, curve in sides.items() if curve}
+    if not curves:
+        return Section("Learning curves", ["None changed."])
+    text = f"Losses, and validation UAR and WAR, by epoch. {', '.join(curves)}."
+    picture = _drawn(lambda path: charts.draw_training(path, curves))
+    return Section("Learning curves", [text], [], [(picture, text)])
+
+
+def _answers(review: Review, images: Mapping[str, str], about_images: str) -> Section:
+    tables = []
+    for system, split, before, after in review.pairs:
+        changed = np.flatnonzero((before["predicted"] != after["predicted"]).to_numpy())
+        rows = [_changed_answer(before.iloc[i], after.iloc[i]) for i in changed]
+        if rows:
+            rows.sort(key=lambda row: (row[1], row[0]))
+            title = f"{review.name(system)}, {split}: {len(rows):,} changed"
+            shown = {row[0]: images[row[0]] for row in rows[:MOST_IMAGES] if row[0] in images}
+            tables.append(Table(title, ["image", "change", "actual", "base", "now"], rows, shown))
+    order = f"In brackets the probabilities: {' / '.join(LABEL_NAMES.values())}."
+    text = [order, *filter(None, [about_images])] if tables else ["None."]
+    return Section("Answers that changed", text, tables)
+
+
+def _changed_answer(before: pd.Series, after: pd.Series) -> list[str]:
+    right = [answer["predicted"] == answer["actual"] for answer in (before, after)]
+    change = "was right, is wrong" if right[0] else "was wrong, is right" if right[1] else "wrong"
+    cells = [
+        f"{ANSWERS[a['predicted']]} ({' / '.join(f'{a[label]:.2f}' for label in LABELS)})"
+        for a in (before, after)
+    ]
+    return [before["image_id"], change, ANSWERS[before["actual"]], *cells]
+
+
+def _stale(stale: list[StaleStage]) -> Section:
+    rows = [[stage.name, stage.reason] for stage in stale]
+    text = "No. Run `dvc repro`, then commit dvc.lock, metrics/ and plots/ with the change."
+    tables = [Table("Stale stages", ["stage", "why"], rows)] if stale else []
+    return Section("Is dvc.lock current?", [text if stale else "Yes: no stage is stale."], tables)
+
+
+def _origins(base: Side, now: Side) -> Section:
+    git = _changes("Git", base.about, now.about, every=True)
+    return _listed("How both came about", [git, _changes("metrics/runs.json", base.runs, now.runs)])
+
+
+# --- Cells and pictures ----------------------------------------------------------------------
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: object, sign: str = "") -> str:
+    if value is None:
+        return "" if sign else "–"
+    if _is_number(value):
+        return format(value, f"{sign}.6g" if isinstance(value, float) else f"{sign},")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _drawn(draw: Callable[[Path], None]) -> str:
+    """Return as a data URI what `draw` draws to the path that it is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chart.png"
+        draw(path)
+        return _data_uri(path.read_bytes())
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """Return a small copy of an image, uint8 (side, side), as a data URI."""
+    png = io.BytesIO()
+    Image.fromarray(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(png, "PNG")
+    return _data_uri(png.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+# --- Markdown and HTML -----------------------------------------------------------------------
+
+
+def to_markdown(headline: str, sections: Iterable[Section]) -> str:
+    """Return the report without its pictures, long tables cut to MOST_ROWS."""
+    blocks = [f"# {_escape(headline)}", DISCLAIMER]
+    for section in sections:
+        blocks += [f"## {section.title}", *map(_escape, section.text)]
+        blocks += map(_folded, section.tables)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _folded(table: Table) -> str:
+    rows = [[_escape(cell) for cell in row] for row in table.rows[:MOST_ROWS]]
+    left = len(table.rows) - len(rows)
+    more = f"\n\nand {left:,} more in `report.html`" if left else ""
+    text = markdown(table.head, rows) + more
+    title = html.escape(printable(table.title))
+    return f"<details open><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _escape(text: str) -> str:
+    """Escape what Markdown or HTML would take for markup."""
+    return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", printable(text))
+
+
+def to_html(headline: str, sections: Iterable[Section], title: str) -> str:
+    """Return the report as one page that needs no other file and no network."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html")
+    return template.render(
+        headline=headline, sections=list(sections), title=title, disclaimer=DISCLAIMER
+    )

@@ -1,0 +1,257 @@
+"""evaluate: metrics, tables and charts of whatever systems are in data/predictions."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from support import failure, run_in, run_stage, write_params
+
+from chest.core import parallel
+from chest.core.labels import LABELS
+from chest.data import audit
+from chest.data.dataset import MANIFEST_COLUMNS, SLICE_COLUMNS
+from chest.data.regions import VISIBLE
+from chest.evaluation import predictions, probes
+from chest.evaluation.metrics import classification_metrics
+from chest.evaluation.predictions import Record
+
+KINDS = {
+    "finetune_siglip": "trained",
+    "zeroshot_qwen": "zero-shot",
+    "blind_site": "blind",
+}
+PROCESSOR = "EPYC 7B13 64-Core Processor"
+
+
+def make_study(folder, n=240, systems=KINDS, external=True):
+    """Make the inputs of evaluate in `folder`, the working directory; return the manifest."""
+    rng = np.random.default_rng(0)
+    write_params(folder)
+    row = np.arange(n)
+    label = rng.choice(LABELS, n, p=[0.45, 0.4, 0.15])
+    xray = (label == "tuberculosis") | ((label == "normal") & (row % 3 == 0))
+    volume = ~xray & (row % 2 == 0)
+    table = pd.DataFrame("x", index=row, columns=list(MANIFEST_COLUMNS)).assign(
+        image_id=[f"image-{i:06}" for i in row],
+        label=label,
+        modality=np.where(xray, "xray", "ct"),
+        collection=np.where(xray, "xrays", np.where(volume, "ct_volumes", "ct_slices")),
+        site=np.where(xray, np.where(row % 4, "Shenzhen", "Montgomery"), "Moscow $5_100%"),
+        patient_id=[f"p{i // 2}" for i in row],
+        study=[f"study_{i:06}" for i in row],
+        width="64",
+        height="64",
+        pixel_hash=[f"{i:x}" for i in row],
+    )
+    table.loc[~xray & (row // 2 % 5 == 4), "site"] = "Málaga"
+    split = np.array(["train", "val", "test", "test", "external"], dtype=object)[row // 2 % 5]
+    split[(split == "external") & (not external)] = "train"
+    for name in ("index", "slices", "images", "audit", "training"):
+        (folder / "data" / name).mkdir(parents=True)
+    table.to_csv("data/manifest.csv", index=False)
+    pd.DataFrame({"image_id": table["image_id"], "split": split}).to_csv(
+        "data/split.csv", index=False
+    )
+    np.save("data/images/32.npy", rng.integers(0, 256, (n, 32, 32)).astype(np.uint8))
+    slices = table[volume].reindex(columns=list(SLICE_COLUMNS), fill_value="x")
+    grade = np.where(slices["label"] == "normal", "CT-0", "CT-2")
+    slices["volume"] = [f"raw/{g}/{s}.nii" for g, s in zip(grade, slices["study"], strict=True)]
+    slices.to_csv("data/slices/index.csv", index=False)
+    pd.DataFrame(columns=list(audit.NEAR_COLUMNS)).to_csv(audit.NEAR_DUPLICATES, index=False)
+    counts = dict.fromkeys([*audit.COUNTED, *audit.TWINS.values()], 0)
+    audit.COUNTS.write_text(json.dumps(counts))
+    table["split"] = split
+    for key, kind in systems.items():
+        write_system(table, key, kind)
+    for region in VISIBLE:
+        write_system(table, region, "trained", probes.FOLDER)
+    return table
+
+
+def write_system(table, key, kind, folder=predictions.FOLDER, splits=("val", "test", "external")):
+    """Write answers that are right more often than not, and a training curve of a trained one."""
+    rng = np.random.default_rng(sum(map(ord, key)))
+    rows = table[table["split"].isin(splits)]
+    truth = rows["label"].to_numpy()[:, None] == np.array(LABELS)
+    values = [*rng.dirichlet([1, 1, 1], len(rows)) * 0.7 + 0.3 * truth]
+    if kind == "zero-shot":
+        values[3] = None  # an unparsed answer
+    record = Record(
+        name=f"System {key}",
+        kind=kind,
+        n=len(rows),
+        weights="none" if kind == "blind" else "random",
+        seed=42,
+        checkpoint=None if kind == "blind" else "some/where",
+        revision="main",
+        device=PROCESSOR,
+        precision="fp64",
+        versions={"python": "3.12.99", "torch": "2.0"},
+        details={"best_epoch": 2, "temperature": 1.23456789} if kind == "trained" else {},
+    )
+    predictions.write(key, predictions.tabulate(rows, values), record, folder)
+    if kind == "trained" and folder == predictions.FOLDER:
+        curve = [[epoch, 1 / epoch, 1.1 / epoch, 1e-4, 0.5, 0.6] for epoch in (1, 2, 3)]
+        table = pd.DataFrame(curve, columns=list(predictions.CURVE_COLUMNS))
+        table.to_csv(predictions.CURVES / f"{key}.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Evaluate four systems, then three, in one folder; return it and a copy of the first run."""
+    folder, first = tmp_path_factory.mktemp("evaluated"), tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        patch.setattr(parallel, "workers", lambda: 1)  # starting workers takes longer
+        make_study(folder, systems={**KINDS, "finetune_toy": "trained"})
+        run_stage("evaluate")
+        for name in ("metrics", "plots", "data/sheets"):
+            shutil.copytree(name, first / name)
+        for path in [*folder.glob("data/*/finetune_toy.*")]:
+            path.unlink()
+        run_stage("evaluate")
+    return first, folder
+
+
+@pytest.fixture
+def first(runs):
+    """The results of four systems, one of which the repository does not know."""
+    return runs[0]
+
+
+def read_json(folder, name):
+    return json.loads((folder / f"metrics/{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("split", ["test", "external"])
+def test_metrics_are_those_of_the_predictions(runs, split):
+    answers = pd.read_csv(runs[1] / "data/predictions/zeroshot_qwen.csv")
+    answers = answers[answers["split"] == split]
+    expected = classification_metrics(answers["actual"], answers["predicted"])
+    found = read_json(runs[1], split)["zeroshot_qwen"]
+    for key in ("uar", "war", "macro_precision", "macro_f1"):
+        assert found[key] == round(expected[key], 4)
+    for key in ("recall", "precision", "f1"):
+        assert found[key] == {x: round(value, 4) for x, value in expected[key].items()}
+    assert found["uar_low"] < found["uar"] < found["uar_high"]
+
+
+def test_an_unknown_system_is_in_metrics_charts_and_card(first):
+    for name in ("test", "external", "patients", "within", "ranking", "runs"):
+        assert "finetune_toy" in read_json(first, name)
+    for name in ("plots/uar.csv", "plots/recall.csv", "metrics/within.csv"):
+        assert "finetune_toy" in set(pd.read_csv(first / name)["system"])
+    assert "finetune_toy" in pd.read_csv(first / "metrics/answers.csv", nrows=0)
+    assert (first / "plots/confusion/finetune_toy.csv").exists()
+    assert (first / "plots/training/finetune_toy.csv").exists()
+    card = (first / "metrics/model_card.md").read_text(encoding="utf-8")
+    assert "| System finetune_toy (trained from random weights) |" in card
+
+
+def test_a_system_that_is_gone_leaves_nothing(runs):
+    written = [*runs[1].glob("metrics/*"), *runs[1].glob("plots/**/*")]
+    assert not [path for path in written if "finetune_toy" in path.name]
+    texts = [path for path in written if path.suffix in (".json", ".csv", ".md")]
+    assert not [path for path in texts if "finetune_toy" in path.read_text(encoding="utf-8")]
+
+
+def test_the_same_input_gives_the_same_bytes(runs):
+    first, second = runs
+    same = [
+        *("metrics/audit.csv", "metrics/primary.json", "metrics/probes.json"),
+        *("plots/reliability.png", "plots/scores.png", "plots/probes.png", "plots/scores.csv"),
+        *("data/sheets/contact_sheet.png", "data/sheets/mistakes.png", "data/sheets/regions.png"),
+    ]
+    assert [n for n in same if (first / n).read_bytes() != (second / n).read_bytes()] == []
+
+
+def test_what_git_tracks_names_no_processor_and_holds_no_nan(first):
+    for path in [*first.glob("metrics/*"), *first.glob("plots/**/*.csv")]:
+        text = path.read_text(encoding="utf-8")
+        assert PROCESSOR not in text, path
+        assert "3.12.99" not in text, path
+        assert "nan" not in text.lower(), path
+    assert read_json(first, "runs")["finetune_siglip"]["device"] == "CPU"
+
+
+def test_metrics_are_nested_floats_of_four_places(first):
+    def check(value):
+        if isinstance(value, dict):
+            for part in value.values():
+                check(part)
+        else:
+            assert isinstance(value, int | float)
+            assert value == round(value, 4)
+
+    for path in first.glob("metrics/*.json"):
+        if path.stem != "runs":
+            check(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_thresholds_come_from_validation(first):
+    points = read_json(first, "ranking")["finetune_siglip"]
+    for modality in ("ct", "xray"):
+        inside, outside = points["points"][modality], points["external"]["points"][modality]
+        for target in ("sensitivity_90", "specificity_70"):
+            assert inside[target]["threshold"] == outside[target]["threshold"]
+
+
+def test_card_and_checklist_tell_what_a_reader_must_know(first):
+    card = (first / "metrics/model_card.md").read_text(encoding="utf-8")
+    checklist = (first / "metrics/claim.md").read_text(encoding="utf-8")
+    for text in (card, checklist):
+        assert "no medical device" in text
+        assert "Phantom run" in text
+        assert "its own noise is not in the interval" in text
+        assert "Montgomery" in text  # an external site
+    for heading in ("External sites", "Per patient", "Primary comparisons", "Shortcuts"):
+        assert f"## {heading}\n" in card
+    difference = read_json(first, "primary")["ct"]["difference"]
+    assert f"{100 * difference:+.1f} points" in card
+    assert "images can show" in card
+
+
+def test_without_external_sites(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel, "workers", lambda: 1)
+    table = make_study(tmp_path, 120, external=False)
+    write_system(table, "zeroshot_siglip", "zero-shot", splits=("train", "val", "test"))
+    run_stage("evaluate")
+    assert read_json(tmp_path, "external") == {}
+    assert set(pd.read_csv("plots/uar.csv")["split"]) == {"test"}
+    assert "None: `split.external` names no site" in Path("metrics/model_card.md").read_text()
+    answers = pd.read_csv("data/predictions/zeroshot_siglip.csv")
+    expected = classification_metrics(answers["actual"], answers["predicted"])["uar"]
+    found = read_json(tmp_path, "all")
+    assert found["zeroshot_siglip"]["all_images"]["uar"] == round(expected, 4)
+    assert set(found) == {"zeroshot_siglip"}
+
+
+def test_an_unknown_primary_system_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_study(tmp_path, 120)
+    write_params(tmp_path, **{"evaluation.primary": "finetune_other"})
+    message = failure("evaluate", capsys)
+    assert "evaluation.primary: finetune_other found" in message
+    assert "finetune_siglip, zeroshot_qwen, blind_site" in message
+    assert not Path("metrics").exists()
+
+
+def test_predictions_of_no_stage_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_study(tmp_path, 120)
+    stages = {
+        key: {"cmd": "true", "outs": [f"data/predictions/{key}.csv"]}
+        for key in KINDS
+        if key != "zeroshot_qwen"
+    }
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    run_in(tmp_path, "git", "init", "--quiet")
+    run_in(tmp_path, "dvc", "init", "--quiet")
+    message = failure("evaluate", capsys)
+    assert "data/predictions/zeroshot_qwen.csv" in message
+    assert "remove" in message
+    assert "blind_site" not in message

@@ -1,0 +1,229 @@
+"""Charts show what they were given, legibly; that `evaluate` draws them is tested with it."""
+
+import itertools
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from chest.core.labels import LABELS, UNPARSED
+from chest.data.regions import VISIBLE
+from chest.reporting import charts
+
+NAMES = {
+    "finetune_siglip": "SigLIP, fine-tuned (trained from random weights)",
+    "finetune_cnn": "DenseNet-121, fine-tuned (trained from random weights)",
+    "finetune_dino": "RAD-DINO, fine-tuned",
+    "zeroshot_qwen": "Qwen2.5-VL, zero-shot (random weights)",
+    "zeroshot_siglip": "SigLIP, zero-shot (random weights)",
+    "zeroshot_gemma": "MedGemma 4B, zero-shot, with a very long name (random weights)",
+    "blind_collection": "Blind: by collection and site (balanced)",
+    "blind_scanner": "Blind: scanner traces",
+    "blind_site": "Blind: by site (balanced)",
+    "floor_site": "Floor: site's commonest class",
+    "floor_collection": "Floor: collection and site's commonest class",
+    "linear_pixels": "Linear on 28 x 28 pixels",
+}
+BLIND = list(NAMES)[6:]
+MARKS = charts.palette(NAMES, BLIND)
+SPLITS = (["test"], ["test", "external"])
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """Texts of the picture drawn last. One that is too small, outside or on another one fails."""
+    boxes = {}
+    save, draw = Figure.savefig, Text.draw
+
+    def watched_save(figure, *arguments, **options):
+        boxes.clear()
+        save(figure, *arguments, **options)
+        width, height = figure.get_size_inches() * charts.DPI
+        assert min(text.get_fontsize() for text in boxes) >= 11
+        for text, box in boxes.items():
+            inside = min(box.x0, box.y0) > -1 and box.x1 < width + 1 and box.y1 < height + 1
+            assert inside, text.get_text()
+        straight = [item for item in boxes.items() if item[0].get_rotation() in (0, 90)]
+        for (a, one), (b, other) in itertools.combinations(straight, 2):
+            across = min(one.x1, other.x1) - max(one.x0, other.x0)
+            down = min(one.y1, other.y1) - max(one.y0, other.y0)
+            assert min(across, down) <= 1, f"{a.get_text()} lies on {b.get_text()}"
+
+    def watched_draw(text, renderer):
+        draw(text, renderer)
+        if text.get_visible() and text.get_text().strip():
+            boxes[text] = text.get_window_extent(renderer)
+
+    monkeypatch.setattr(Figure, "savefig", watched_save)
+    monkeypatch.setattr(Text, "draw", watched_draw)
+    return lambda: [text.get_text() for text in boxes]
+
+
+def intervals(key, keys, column, values, name, splits):
+    """Make a row for each key, split and value: 10, 20, … % in turn."""
+    cells = list(itertools.product(keys, splits, values))
+    value = np.resize(np.arange(0, 1.01, 0.1), len(cells))
+    table = pd.DataFrame(cells, columns=[key, "split", column])
+    limits = {"low": np.maximum(value - 0.05, 0), "high": np.minimum(value + 0.05, 1)}
+    return table.assign(**{name: value}, **limits, n=np.where(table["split"] == "test", 1630, 5200))
+
+
+def uar_table(splits):
+    return intervals("system", NAMES, "within", charts.WITHIN, "uar", splits)
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+@pytest.mark.parametrize("splits", SPLITS)
+def test_intervals_of_many_systems_fit(texts, tmp_path, splits):
+    path = tmp_path / "chart.png"
+    charts.draw_uars(path, uar_table(splits), MARKS)
+    assert {"0.0 %", "50.0 %", "100.0 %"} <= set(texts())
+    assert size_of(path)[0] == 910  # 7 inches: 11 points stay legible at 430 px
+    recalls = intervals("system", NAMES, "class", LABELS, "recall", splits)
+    charts.draw_recalls(path, recalls, MARKS)
+    assert any("Tuberculosis" in text and "n = 1,630" in text for text in texts())
+    assert any("external: 5,200" in text for text in texts()) == ("external" in splits)
+
+
+@pytest.mark.parametrize("splits", SPLITS)
+def test_probes_stand_beside_the_best_blind_baseline(texts, tmp_path, splits):
+    probes = intervals("probe", VISIBLE, "within", charts.WITHIN, "uar", splits)
+    charts.draw_probes(tmp_path / "probes.png", probes, uar_table(splits), MARKS)
+    assert "Border only" in texts()
+    assert any("best blind baseline" in text for text in texts())
+
+
+def test_the_best_blind_baseline_is_that_of_the_test_split():
+    table = uar_table(["test", "external"]).rename(
+        columns={"system": "row", "within": "panel", "uar": "value"}
+    )
+    best = charts._best_blind(table, MARKS)
+    blind = table[table["row"].isin(BLIND) & (table["split"] == "test")]
+    assert best == {key: blind["value"][blind["panel"] == key].max() for key in charts.WITHIN}
+
+
+def test_blind_systems_are_grey_and_others_have_colours():
+    assert len({MARKS[key].colour for key in NAMES if key not in BLIND}) == 6
+    assert {MARKS[key].colour for key in BLIND} == {charts.GREY}
+    assert [key for key in NAMES if MARKS[key].hollow] == BLIND
+    many = charts.palette({str(i): "x" for i in range(20)}, [])
+    assert len(many) == 20  # colours repeat rather than run out
+
+
+def test_confusion_cells_show_shares_of_the_row(texts, tmp_path):
+    pairs = [("covid19", "covid19")] * 3 + [("covid19", "normal")] + [("normal", UNPARSED)] * 2
+    table = pd.DataFrame(pairs, columns=["actual", "predicted"])
+    matrices = [(MARKS[key], "test", table) for key in list(NAMES)[:3]]
+    charts.draw_confusions(tmp_path / "c.png", [(*matrices[0][:1], "external", table), *matrices])
+    assert {"75 %\n3", "25 %\n1", "100 %\n2", "Unparsed"} <= set(texts())
+    assert any("External sites, n = 6\nUAR 37.5 %   WAR 50.0 %" in text for text in texts())
+    parsed = table[table["predicted"] != UNPARSED]
+    charts.draw_confusions(tmp_path / "c.png", [(MARKS["blind_site"], "test", parsed)])
+    assert "Unparsed" not in texts()
+
+
+@pytest.mark.parametrize("splits", SPLITS)
+def test_reliability_and_scores(texts, tmp_path, splits):
+    low = np.arange(5, 15) / 15
+    bins = [
+        pd.DataFrame({"low": low, "high": low + 1 / 15, "n": 2 ** np.arange(10)}).assign(
+            split=split,
+            confidence=low + 0.03,
+            accuracy=low,
+            accuracy_low=np.maximum(low - 0.1, 0),
+            accuracy_high=low + 0.1,
+        )
+        for split in splits
+    ]
+    charts.draw_reliability(tmp_path / "r.png", pd.concat(bins), NAMES["finetune_siglip"])
+    assert any("n = 1,023" in text for text in texts())
+
+    edges = np.arange(20) / 20
+    classes = {"ct": ("covid19", "normal"), "xray": ("normal", "tuberculosis")}
+    scores = [
+        pd.DataFrame({"low": edges, "high": edges + 0.05, "n": np.arange(20)}).assign(
+            split=split, modality=modality, **{"class": label}
+        )
+        for split in splits
+        for modality, labels in classes.items()
+        for label in labels
+    ]
+    thresholds = {"ct": 0.5, "xray": 0.3}
+    charts.draw_scores(tmp_path / "s.png", pd.concat(scores), thresholds, "SigLIP")
+    assert {"COVID-19 (190)", "Tuberculosis (190)", "Normal (190)"} <= set(texts())
+    assert any("threshold set on validation" in text for text in texts())
+
+
+@pytest.mark.parametrize("epochs", [1, 40])
+def test_training_has_a_row_per_system(texts, tmp_path, epochs):
+    epoch = np.arange(1, epochs + 1)
+    columns = ("train_loss", "val_loss", "val_uar", "val_war")
+    curve = pd.DataFrame({"epoch": epoch} | {name: 1 / epoch for name in columns})
+    names = list(NAMES.values())[:3]
+    charts.draw_training(tmp_path / "t.png", {name: (curve, 1) for name in names})
+    assert sum("Cross-entropy" in text for text in texts()) == 3
+    charts.draw_training(tmp_path / "t.png", {names[0]: (curve, None)})
+
+
+@pytest.fixture
+def pictures():
+    n = 24
+    images = np.random.default_rng(0).integers(0, 256, (n, 32, 32)).astype(np.uint8)
+    table = pd.DataFrame(
+        {
+            "image_id": [f"ct_slices/{'long_name_' * 5}{i}" for i in range(n)],
+            "label": np.resize(LABELS, n),
+            "collection": np.resize(["ct_slices", "xrays"], n),
+            "modality": np.resize(["ct", "xray"], n),
+            "site": np.resize(["A $5_100%", "Imaging Centre of a Long Name, Málaga"], n),
+            "patient_id": [f"p{i // 2}" for i in range(n)],
+        }
+    )
+    return images, table
+
+
+def test_sheets_of_images(texts, tmp_path, pictures):
+    images, table = pictures
+    charts.draw_contact_sheet(tmp_path / "c.png", images, table, "No image of a person.")
+    assert any("COVID-19, CT slices: 4 images" in text for text in texts())
+    wrong = table.assign(row=range(24), actual="covid19", predicted="normal", truth=0.2)
+    wrong["probability"] = 0.7
+    charts.draw_mistakes(tmp_path / "m.png", images, wrong, "24 of 24 wrong.")
+    assert texts().count("true: COVID-19 20 %\nanswer: Normal 70 %") == charts.MISTAKES
+    charts.draw_mistakes(tmp_path / "m.png", images, wrong.head(0), "0 of 24 wrong.")
+    assert "No mistakes." in texts()
+
+
+def test_regions_and_looks(texts, tmp_path, pictures):
+    images, table = pictures
+    charts.draw_regions(tmp_path / "r.png", images, table["modality"], "Drawn phantoms.")
+    assert {"Lungs hidden", "Border only", "CT", "X-ray"} <= set(texts())
+    look = np.eye(4, dtype=np.float32)
+    charts.draw_look(tmp_path / "l.png", images[0], look, "Normal 90 %", "a.png", "No diagnosis.")
+    assert "As the model sees it (32 x 32 px)" in texts()
+    charts.draw_look(tmp_path / "l.png", images[0], 0 * look, "Normal 90 %", "a.png", "None.")
+
+
+def test_the_same_chart_gives_the_same_bytes_in_every_users_style(tmp_path):
+    first, second = tmp_path / "1.png", tmp_path / "2.png"
+    charts.draw_uars(first, uar_table(["test"]), MARKS)
+    with mpl.rc_context({"font.size": 20, "axes.grid": True, "figure.facecolor": "red"}):
+        charts.draw_uars(second, uar_table(["test"]), MARKS)
+    assert first.read_bytes() == second.read_bytes()
+    assert b"matplotlib" not in first.read_bytes().lower()
+
+
+def test_a_chart_that_fails_leaves_the_old_one(tmp_path):
+    path = tmp_path / "chart.png"
+    path.write_bytes(b"old")
+    with pytest.raises(AttributeError):
+        charts.draw_uars(path, uar_table(["test"]).drop(columns="low"), MARKS)
+    assert path.read_bytes() == b"old"

@@ -1,0 +1,179 @@
+"""The training loop: what is learned, at which rate, from which images, and what is refused."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from case import SETTINGS, STEPS, draw, settings, side_of
+from transformers import get_cosine_schedule_with_warmup
+
+from chest.core.errors import ParameterError
+from chest.data.dataset import Dataset
+from chest.models.common.checkpoints import find_checkpoint
+from chest.models.common.device import start
+from chest.models.common.image_store import place_images
+from chest.models.common.pixels import load_normalization
+from chest.models.siglip import load_classifier
+from chest.training import loop
+from chest.training.checkpointing import States
+from chest.training.loop import Task, check_schedule, learning_rate, make_optimizer, predict, train
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def make_task(checkpoint, data=None, **changes):
+    chosen = settings(checkpoint, **changes)
+    data = data or draw(chosen.image_size)
+    accelerator, source = start(5, "fp32"), find_checkpoint(str(checkpoint), "main")
+    model = load_classifier(source, chosen.image_size)
+    images = place_images(data.images, accelerator.device)
+    normalization = load_normalization(source)
+    return Task("phantom.x", chosen, accelerator, model, data, images, normalization)
+
+
+def learn(task):
+    return train(task, 5, States("x", {}), lambda row: None)
+
+
+def accuracy(task, split):
+    rows = task.data.rows(split)
+    return (predict(task, rows).argmax(1) == task.data.targets()[rows]).mean()
+
+
+def test_it_learns_and_the_curve_says_so(checkpoint):
+    task, logged = make_task(checkpoint, epochs=8), []
+    curve, _ = train(task, 5, States("x", {}), logged.append)
+    assert list(curve) == ["epoch", "train_loss", "val_loss", "learning_rate", "val_uar", "val_war",
+                           "val_within", "val_worst"]  # fmt: skip
+    assert [*curve["epoch"]] == [*range(1, 9)]
+    assert pd.DataFrame(logged).equals(curve)
+    assert curve["train_loss"].iloc[-1] < curve["train_loss"].iloc[0] / 2
+    assert accuracy(task, "test") == 1
+
+
+def test_the_weights_of_the_best_epoch_remain(checkpoint):
+    task = make_task(checkpoint, lr=0.02, epochs=5, select_by="uar")  # a rate that jumps about
+    curve, best = learn(task)
+    order = curve.round(6).sort_values(["val_uar", "val_loss"], ascending=[False, True])
+    assert best == order["epoch"].iloc[0]
+    assert accuracy(task, "val") == curve["val_war"][best - 1]
+    assert curve["val_loss"].nunique() == 5
+
+
+def test_only_training_images_are_learned_from(checkpoint, monkeypatch):
+    task, learned = make_task(checkpoint), []
+    draw_share = loop.draw_share
+
+    def spy(*arguments):
+        batches, changes = draw_share(*arguments)
+        learned.extend(batches.ravel().tolist())
+        return batches, changes
+
+    monkeypatch.setattr(loop, "draw_share", spy)
+    learn(task)
+    assert len(learned) == 3 * 36
+    assert set(learned) <= set(task.data.rows("train").tolist())
+
+
+def test_batches_differ_between_epochs_and_processes_share_them(checkpoint):
+    task = make_task(checkpoint)
+    first, again, second = (loop.draw_share(task, np.random.default_rng([5, e])) for e in (0, 0, 1))
+    assert np.array_equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not np.array_equal(first[0], second[0])
+
+    def share(process):
+        facts = {"process_index": process, "num_processes": 2, "device": "cpu"}
+        accelerator = SimpleNamespace(**facts, float_type=torch.float32)
+        part = replace(task, accelerator=accelerator)
+        return loop.draw_share(part, np.random.default_rng([5, 0]))
+
+    for whole, *parts in zip(first, share(0), share(1), strict=True):
+        assert np.array_equal(whole[:, 0::2], parts[0])
+        assert np.array_equal(whole[:, 1::2], parts[1])
+
+
+def test_the_rate_is_the_cosine_of_transformers(checkpoint):
+    task = make_task(checkpoint)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=task.settings.lr)
+    schedule = get_cosine_schedule_with_warmup(optimizer, task.settings.warmup_steps, task.total)
+    for step in range(task.total):
+        assert learning_rate(task, step) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_biases_and_norms_do_not_decay(checkpoint):
+    task = make_task(checkpoint, weight_decay=0.3)
+    groups = make_optimizer(task.model, task.settings).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    names = dict(task.model.named_parameters())
+    assert len(decay) == len(names)
+    for name, parameter in names.items():
+        assert decay[id(parameter)] == (0.0 if name.endswith("bias") or "norm" in name else 0.3)
+
+
+def test_the_adjusted_loss_takes_the_class_shares_out_of_the_logits(checkpoint, monkeypatch):
+    # Noise, eleven images of one class to one of the other: there is only the frequency to learn.
+    label = ["covid19"] * 44 + ["tuberculosis"] * 4
+    split = [("train", "val")[i % 2] for i in range(48)]
+    table = pd.DataFrame({"image_id": range(48), "label": label, "modality": "ct", "split": split})
+    side = side_of(checkpoint)
+    noise = np.random.default_rng(0).integers(0, 256, (48, side, side)).astype(np.uint8)
+    monkeypatch.setattr(loop, "best_epoch", lambda curve, by: len(curve))
+    odds = {}
+    for balance in ("none", "logit_adjusted"):
+        task = make_task(checkpoint, Dataset(table, noise), balance=balance, epochs=12)
+        train(task, 5, States(balance, {}), lambda row: None)
+        covid19, _, tuberculosis = predict(task, np.arange(48)).mean(0)
+        odds[balance] = tuberculosis - covid19
+    assert odds["none"] < -1
+    assert odds["logit_adjusted"] - odds["none"] == pytest.approx(math.log(11), abs=1)
+
+
+# --- What is refused -------------------------------------------------------------------------
+
+
+def test_a_warm_up_longer_than_the_training(checkpoint):
+    check_schedule(make_task(checkpoint, warmup_steps=3 * STEPS))
+    with pytest.raises(ParameterError, match=r"x\.warmup_steps: 19, but the training has 18 steps"):
+        learn(make_task(checkpoint, warmup_steps=19))
+
+
+def test_a_batch_that_cannot_be_dealt_evenly(checkpoint):
+    task = replace(make_task(checkpoint), accelerator=SimpleNamespace(num_processes=4))
+    with pytest.raises(ParameterError, match="batch_size: 6 is not divisible by the 4 processes"):
+        check_schedule(task)
+
+
+def test_a_batch_too_large_for_the_memory(checkpoint, monkeypatch):
+    def burst(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+    monkeypatch.setattr(loop, "classify", burst)
+    with pytest.raises(ParameterError, match="batch_size: 6 images do not fit into the memory of"):
+        learn(make_task(checkpoint))
+
+
+def test_another_runtime_error_is_a_bug_and_passes(checkpoint, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(loop, "classify", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        learn(make_task(checkpoint))
+
+
+def test_a_loss_that_is_not_finite(checkpoint, monkeypatch):
+    classify = loop.classify
+    monkeypatch.setattr(loop, "classify", lambda *a: classify(*a) * math.nan)
+    rate = SETTINGS["lr"]
+    with pytest.raises(ParameterError, match=f"lr: {rate}, but the loss of epoch 1 is not finite"):
+        learn(make_task(checkpoint))
