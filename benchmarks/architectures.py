@@ -20,7 +20,7 @@ from transformers import (
 from chest.core.labels import LABELS
 from chest.models.common.checkpoints import Source
 from chest.models.common.pixels import Normalization
-from chest.models.qwen import Reader
+from chest.models.qwen import QwenModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 from make_checkpoints import CHAT_TEMPLATE, train_bpe
@@ -119,8 +119,8 @@ def make_siglip(size: str) -> SiglipModel:
     return SiglipModel(SiglipConfig(vision_config=vision, text_config=TOWERS[size])).eval()
 
 
-def make_reader(size: str, accelerator: Accelerator) -> Reader:
-    """Qwen2.5-VL with the phantoms' tokenizer, on the device, as `load_reader` would load it.
+def make_reader(size: str, accelerator: Accelerator) -> QwenModel:
+    """Qwen2.5-VL with the phantoms' tokenizer, on the device, as `load_qwen` would load it.
 
     In bf16 where matrix products are, else float32.
     """
@@ -147,4 +147,4 @@ def make_reader(size: str, accelerator: Accelerator) -> Reader:
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     with torch.device(accelerator.device):
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype).eval()
-    return Reader(Source("random", "main", None), model, tokenizer, CHAT_TEMPLATE, HALF, SIDE)
+    return QwenModel(Source("random", "main", None), model, tokenizer, CHAT_TEMPLATE, HALF, SIDE)

@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from chest.core.errors import ChestError
 from chest.core.params import load_params
 from chest.data.collections import CT_SLICES, CT_VOLUMES, XRAYS, slice_table, xray_table
-from chest.data.dicom import read_ct, read_header
+from chest.data.dicom import read_ct, read_headers
 from chest.data.pictures import read_picture
 from chest.data.volumes import Slices, cut_axial_slice, to_grey
 from chest.evaluation.predictions import Record, read_system, tabulate, write
@@ -78,7 +78,7 @@ def readers(phantoms: Path, folder: Path) -> Iterator[Reader]:
     dicom = [Path(get_testdata_file("CT_small.dcm")).read_bytes()]
     yield Reader("volumes", "a.nii.gz", read_volume, contents(f"{CT_VOLUMES}/studies/*/*.nii*"))
     yield Reader("pictures", "a.png", lambda path: read_picture(path, [16]), pictures)
-    yield Reader("dicom", "a.dcm", lambda path: (read_header(path), read_ct(path)), dicom)
+    yield Reader("dicom", "a.dcm", lambda path: (read_headers(path), read_ct(path)), dicom)
     yield Reader("slice tables", "a.csv", lambda path: slice_table(path, "COVID-19", []), tables)
     tables = contents(f"{XRAYS}/MetaData.csv")
     yield Reader("X-ray tables", "a.csv", lambda path: xray_table(path, "ptb", []), tables)

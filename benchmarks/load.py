@@ -232,7 +232,7 @@ def draw_images(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
         waves += apart * rng.standard_normal(waves.shape, np.float32)
         waves = waves.reshape(-1, SIDE, SIDE) / (1 + frequency)
         waves[:, 0, 0] = 0
-        images[own] = np.clip(128 + 60 * idctn(waves, axes=(1, 2), norm="ortho"), 0, 255)
+        images[own] = np.clip(128 + 250 * idctn(waves, axes=(1, 2), norm="ortho"), 0, 255)
     return images
 
 
@@ -267,7 +267,8 @@ def write_volumes(table: pd.DataFrame, raw: Path) -> None:
     for row in table.itertuples():
         values = np.zeros((SIDE, SIDE, 3), np.int16)
         values[:, :, 1] = row.picture[::-1, ::-1].T
-        content = gzip.compress(nib.Nifti1Image(values, np.eye(4)).to_bytes(), 1)
+        image = nib.Nifti1Image(values, np.diag([1, 1, 8, 1]))
+        content = gzip.compress(image.to_bytes(), 1)
         (studies / LEVELS[row.label] / f"{row.study}.nii.gz").write_bytes(content)
 
 

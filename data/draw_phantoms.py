@@ -7,7 +7,7 @@ Writes  raw/phantom/large-covid19-ct-slice-dataset    CT slices: COVID-19, norma
 Every lung, healthy or not, has opacities of the same number, place, size and density. In healthy
 lungs they are smooth; in COVID-19 (peripheral, bilateral) and tuberculosis (upper lobes, often with
 a cavity) a fine reticular pattern lies on them, which adds nothing to their mean. Brightness and
-coarse shape therefore do not tell the classes apart, only texture does; every tenth case is mild.
+coarse shape therefore do not tell the classes apart, only texture does; every fourth case is mild.
 Hospitals differ in look, and each examination from the next.
 
 What makes the published collections hard to read is there too: a table that is not UTF-8, stray
@@ -19,7 +19,6 @@ patient in two collections, most of the normal slices from one city, few cases o
 """
 
 import gzip
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ PHANTOM = Path(__file__).parent / "raw" / "phantom"
 
 SIDE = 128  # px, of CT
 VOLUME_SLICES = 16
-MILD = 0.1  # share of cases with a faint pattern
+MILD = 0.25  # share of cases with a faint pattern
 OUTSIDE = -2000  # what some scanners store outside their circular field of view
 
 
@@ -336,6 +335,7 @@ class Patient:
 SLICES = "large-covid19-ct-slice-dataset"
 VOLUMES = "COVID19_1110"
 XRAYS = "chest-x-ray-lungs-segmentation"
+EXTENT = {"CT-0": None, "CT-1": 0.9, "CT-2": 1.05, "CT-3": 1.2, "CT-4": 1.4}
 FOLDERS = {"covid19": "2COVID", "normal": "1NonCOVID", "pneumonia": "3CAP"}
 
 
@@ -351,12 +351,12 @@ def main(folder: Path = PHANTOM, scale: float = 1.0) -> None:
 
 def make_patients(scale: float) -> list[Patient]:
     """Return everybody, in proportions like those of the published collections."""
-    people = [*slice_patients(scale), *volume_patients(scale), *xray_patients(scale)]
-    return [replace(patient, number=number) for number, patient in enumerate(people)]
 
+    def numbers(count: int) -> range:
+        return range(1, max(2, round(count * scale)) + 1)
 
-def slice_patients(scale: float) -> Iterator[Patient]:
-    for finding, scanner, name, people, slices in (
+    people: list[Patient] = []
+    for finding, scanner, name, count, slices in (
         ("covid19", BABAK, "P{:03}", 36, 6),
         ("covid19", WENZHOU, "{}_Wenzhou", 18, 5),
         ("covid19", NEGIN, "6_Rahimzadeh_137covid_patient{}", 12, 5),
@@ -367,43 +367,29 @@ def slice_patients(scale: float) -> Iterator[Patient]:
         ("pneumonia", BABAK, "cap{:03}", 4, 4),
     ):
         endings = [f"_{60 + 5 * k}.png" for k in range(slices)] if slices > 1 else [".png"]
-        for i in range(1, max(2, round(people * scale)) + 1):
+        for i in numbers(count):
             files = tuple(name.format(i) + ending for ending in endings)
-            yield Patient(finding, scanner, name.format(i), slices=files)
-
-
-def volume_patients(scale: float) -> Iterator[Patient]:
-    study = 0
-    for grade, people, shared, slices, extent in (
-        ("CT-0", 32, 32, 6, None),
-        ("CT-1", 32, 20, 5, 0.9),
-        ("CT-2", 9, 0, 0, 1.05),
-        ("CT-3", 5, 0, 0, 1.2),
-        ("CT-4", 2, 0, 0, 1.4),
-    ):
-        for i in range(max(2, round(people * scale))):
-            study += 1
-            # One in twenty is not compressed: some copies of the collection hold such.
-            volume = f"{grade}/study_{study:04}.nii" + ".gz" * (study % 20 != 7)
-            first = VOLUME_SLICES // 2 - slices // 2
-            count = slices if i < max(2, round(shared * scale)) else 0
-            files = [f"16_Morozov_study_{study:04}_{first + k}.png" for k in range(count)]
-            finding = "normal" if grade == "CT-0" else "covid19"
-            name = f"study_{study:04}"
-            yield Patient(finding, MOSCOW, name, tuple(files), f"studies/{volume}", extent=extent)
-
-
-def xray_patients(scale: float) -> Iterator[Patient]:
-    key = 1000
-    for finding, scanner, people in (
+            people.append(Patient(finding, scanner, name.format(i), files))
+    grades = (("CT-0", 32), ("CT-1", 32), ("CT-2", 9), ("CT-3", 5), ("CT-4", 2))
+    studies = [(grade, i) for grade, count in grades for i in numbers(count)]
+    for study, (grade, i) in enumerate(studies, 1):
+        name, finding = f"study_{study:04}", "normal" if grade == "CT-0" else "covid19"
+        # All of CT-0 and some of CT-1 have slices in collection 1, too.
+        shared = {"CT-0": range(5, 11), "CT-1": range(6, 11) if i in numbers(20) else ()}
+        files = tuple(f"16_Morozov_{name}_{k}.png" for k in shared.get(grade, ()))
+        # One in twenty is not compressed: some copies of the collection hold such.
+        volume = f"studies/{grade}/{name}.nii" + ".gz" * (study % 20 != 7)
+        people.append(Patient(finding, MOSCOW, name, files, volume, extent=EXTENT[grade]))
+    for finding, scanner, count in (
         ("tuberculosis", SHENZHEN, 70),
         ("normal", SHENZHEN, 78),
         ("tuberculosis", MONTGOMERY, 30),
         ("normal", MONTGOMERY, 36),
     ):
-        for _ in range(max(2, round(people * scale))):
-            yield Patient(finding, scanner, str(key), xray=f"{key}.png")
-            key += 1
+        for _ in numbers(count):
+            key = str(1000 + sum(bool(patient.xray) for patient in people))
+            people.append(Patient(finding, scanner, key, xray=f"{key}.png"))
+    return [replace(patient, number=number) for number, patient in enumerate(people)]
 
 
 def draw(patient: Patient, folder: Path) -> None:
@@ -416,17 +402,12 @@ def draw(patient: Patient, folder: Path) -> None:
         draw_xray(patient, body, folder / XRAYS / "Chest-X-Ray" / "Chest-X-Ray", rng)
     elif patient.volume:
         draw_volume(patient, body, folder / VOLUMES, images, rng)
-    else:
-        draw_slices(patient, body, images, rng)
-
-
-def draw_slices(patient: Patient, body: Anatomy, images: Path, rng: np.random.Generator) -> None:
-    """Draw slices from the middle of the chest, each as of an examination of its own."""
-    heights = np.linspace(0.36, 0.64, len(patient.slices))
-    for name, z in zip(patient.slices, heights, strict=True):
-        look = patient.scanner.vary(rng)
-        hu = axial(body, z, SIDE, look, rng).values
-        save_png(to_bytes(hu, look.window), images / name, look.kind)
+    else:  # slices from the middle of the chest, each as of an examination of its own
+        heights = np.linspace(0.36, 0.64, len(patient.slices))
+        for name, z in zip(patient.slices, heights, strict=True):
+            look = patient.scanner.vary(rng)
+            hu = axial(body, z, SIDE, look, rng).values
+            save_png(to_bytes(hu, look.window), images / name, look.kind)
 
 
 def draw_volume(

@@ -128,8 +128,8 @@ def make_siglip(folder: Path, side: int, patch: int) -> None:
         random_weights=True,
     )
     model = make_random(SiglipModel, config)
-    # Random filters, but of contrast rather than brightness, and larger than the position
-    # embeddings: from the usual ones texture is not learned within some hundred steps.
+    # Random filters that see contrast rather than brightness, and outweigh the position
+    # embeddings: with the usual ones texture is not learned within a few hundred steps.
     filters = model.vision_model.embeddings.patch_embedding.weight.data
     filters -= 0.9 * filters.mean((1, 2, 3), keepdim=True)
     filters *= 6

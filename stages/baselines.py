@@ -1,9 +1,10 @@
-"""Answer without looking at the lungs: what every other system must beat.
+"""Answer by simple means: baselines that are blind to the lungs, and a linear model that is not.
 
 Rules go by modality, by site, and by collection and site: balanced (blind_*), which maximises UAR,
 and the commonest class (floor_*), which maximises WAR. blind_scanner is a logistic regression on
-file size, grey levels and border, linear_pixels one on 28 x 28 pixels. All are trained on the
-training split; the regularization is chosen on validation.
+file size, border, and grey levels outside the lungs' rectangle. linear_pixels is one on the whole
+image at 28 x 28 pixels, so it is not blind. All are trained on the training split; the
+regularization is chosen on validation.
 
 Reads   data/manifest.csv, data/split.csv, data/images/
 Writes  data/predictions/{blind_modality,blind_site,blind_collection,floor_modality,floor_site,
@@ -13,14 +14,12 @@ Writes  data/predictions/{blind_modality,blind_site,blind_collection,floor_modal
 """
 
 import numpy as np
-import sklearn
 
 from chest.core.runtime import run_stage
 from chest.data.dataset import Dataset, read_dataset
 from chest.data.regions import visible_region
 from chest.evaluation.baselines import (
     RULES,
-    Fitted,
     fit_linear,
     pool,
     rule_probabilities,
@@ -33,36 +32,28 @@ def main() -> None:
     data = read_dataset("train", "val", "test")
 
     for system, rule in RULES.items():
+        probabilities = rule_probabilities(data.table, rule)
         details = {"by": " and ".join(rule.by), "balanced": str(rule.balanced).lower()}
-        answer(data, system, rule.name, rule_probabilities(data.table, rule), details)
+        answer(data, system, probabilities, name=rule.name, kind="blind", details=details)
 
-    scanner = fit_linear(scanner_features(data.images, data.table), data.table)
-    answer_fitted(data, "blind_scanner", "Blind: scanner traces", scanner)
+    fitted = fit_linear(scanner_features(data.images, data.table), data.table)
+    described = {"name": "Blind: scanner traces", "kind": "blind", **fitted.describe()}
+    answer(data, "blind_scanner", fitted.probabilities, **described)
 
     pixels = pool(data.images, visible_region("everything", data.images.shape[-1]))
-    linear = fit_linear(pixels, data.table)
-    answer_fitted(data, "linear_pixels", "Linear on 28 x 28 pixels", linear)
+    fitted = fit_linear(pixels, data.table)
+    described = {"name": "Linear on 28 x 28 pixels", "kind": "trained", **fitted.describe()}
+    answer(data, "linear_pixels", fitted.probabilities, **described)
 
 
-def answer_fitted(data: Dataset, system: str, name: str, fitted: Fitted) -> None:
-    details = {f"C_{modality}": c for modality, c in fitted.strength.items()}
-    versions = {"scikit-learn": sklearn.__version__, "numpy": np.__version__}
-    answer(data, system, name, fitted.probabilities, details, versions)
+def answer(data: Dataset, system: str, probabilities: np.ndarray, **described) -> None:
+    """Write the answers to all images but those of training, and the record `described`.
 
-
-def answer(
-    data: Dataset,
-    system: str,
-    name: str,
-    probabilities: np.ndarray,
-    details: dict,
-    versions: dict[str, str] | None = None,
-) -> None:
-    """Write the answers to all images but those of training; `probabilities` is (N, 3)."""
+    `probabilities` is float64, (N, 3), one row per image.
+    """
     rows = data.rows("val", "test", "external")
     table = tabulate(data.table.iloc[rows], probabilities[rows])
-    record = Record(name=name, kind="blind", n=len(rows), details=details, versions=versions or {})
-    write(system, table, record)
+    write(system, table, Record(n=len(rows), **described))
 
 
 if __name__ == "__main__":

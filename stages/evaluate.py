@@ -34,31 +34,22 @@ from chest.core.errors import ParameterError
 from chest.core.files import replacing, write_json, write_table, write_text
 from chest.core.labels import EVALUATED
 from chest.core.parallel import parallel_map
-from chest.core.params import Params, Section, Text, load_params
+from chest.core.params import Section, Text, load_params
 from chest.core.runtime import run_stage
 from chest.data import audit
 from chest.data.dataset import Dataset, read_dataset
 from chest.evaluation.calibration import reliability
 from chest.evaluation.comparison import primary_comparisons
+from chest.evaluation.intervals import intervals
 from chest.evaluation.metrics import rounded
 from chest.evaluation.predictions import System, read_curve, read_systems
 from chest.evaluation.probes import read_probes
 from chest.evaluation.revisions import write_answers
 from chest.evaluation.subgroups import nest_groups, read_severity, tabulate_groups
 from chest.reporting import charts, model_card, scores
-from chest.reporting.scores import Found, Scores
+from chest.reporting.scores import Scores, ScoresBySystem
 
 METRICS, PLOTS, SHEETS = Path("metrics"), Path("plots"), Path("data/sheets")
-COMPARED = (
-    "uar",
-    "baseline_uar",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "smallest_difference",
-)
 CLOSEST = 20  # pairs of near-duplicates that Git tracks; data/audit has all
 NOTES = {
     "phantom": "Drawn phantoms: no image of a person.",
@@ -80,26 +71,26 @@ def main() -> None:
     probes = read_probes(data.table)
     pairs, counts = audit.read_audit(data.table)
 
-    # 1. Figures with intervals: {system: {split: Scores}}.
+    # 1. Figures with intervals.
     score = partial(scores.score_system, seed=params.seed, severity=read_severity())
-    found = dict(zip(systems, parallel_map(score, [*systems.values()]), strict=True))
-    uars = [row for x in systems.values() for row in scores.uar_rows("system", x, params.seed)]
-    recalls = [row for key, own in found.items() for row in scores.recall_rows(key, own)]
-    probed = [row for x in probes.values() for row in scores.uar_rows("probe", x, params.seed)]
+    found, probed = (
+        dict(zip(every, parallel_map(score, [*every.values()]), strict=True))
+        for every in (systems, probes)
+    )
     run = model_card.Run(
         params=params,
         labelled=data.table,
         systems=systems,
         primary=primary,
-        found=found,
-        uars=pd.DataFrame(uars),
-        recalls=pd.DataFrame(recalls),
-        probe_uars=pd.DataFrame(probed),
+        scores=found,
+        uars=scores.uar_table("system", found),
+        recalls=scores.recall_table(found),
+        probe_uars=scores.uar_table("probe", probed),
         leaks=audit.leak_counts(data.table, counts),
         comparisons=primary_comparisons(systems, primary.key, params.seed),
     )
 
-    # 2. All files; both folders replace those of an earlier run once everything is there.
+    # 2. All files; the folders replace those of an earlier run once everything is there.
     with replacing(METRICS) as metrics, replacing(PLOTS) as plots, replacing(SHEETS) as sheets:
         for folder in (metrics, plots, sheets):
             folder.mkdir()
@@ -124,40 +115,44 @@ def choose_primary(systems: dict[str, System], key: str) -> System:
 
 def write_metrics(folder: Path, run: model_card.Run) -> None:
     """Write what `dvc metrics` reads, nested floats of 4 places, and tables for a reviewer."""
-    complete = {k: s for k, s in run.systems.items() if {"train", "val", "test"} <= s.splits}
+    complete = {
+        k: s.answers for k, s in run.systems.items() if {"train", "val", "test"} <= s.splits
+    }
     metrics = {
-        "test": {key: own.headline for key, own in of_split(run.found, "test")},
-        "external": {key: own.headline for key, own in of_split(run.found, "external")},
-        "patients": nest(run.found, lambda own: own.patients),
-        "within": nest(run.found, lambda own: {"within": nest_groups(own.groups)}),
-        "ranking": nest(run.found, lambda own: own.ranking),
+        "test": {key: own.headline for key, own in of_split(run.scores, "test")},
+        "external": {key: own.headline for key, own in of_split(run.scores, "external")},
+        "patients": nest(run.scores, lambda own: own.patients),
+        "within": nest(run.scores, lambda own: {"within": nest_groups(own.groups)}),
+        "ranking": nest(run.scores, lambda own: own.ranking),
         "probes": {"probes": scores.nest_uars(run.probe_uars)},
-        "primary": run.comparisons.set_index("modality")[[*COMPARED]].to_dict("index"),
+        "primary": {
+            row["modality"]: {key: x for key, x in row.items() if isinstance(x, float)}
+            for row in run.comparisons
+        },
         "audit": {"audit": run.leaks},
         "all": {
-            key: {"all_images": scores.headline(system.answers, run.params.seed)}
-            for key, system in complete.items()
+            key: {"all_images": scores.headline(answers, intervals(answers, run.params.seed))}
+            for key, answers in complete.items()
         },
     }
     for name, content in metrics.items():
         write_json(folder / f"{name}.json", rounded(content))
-    records = {key: describe(system, run.params) for key, system in run.systems.items()}
-    write_json(folder / "runs.json", records)
+    write_json(folder / "runs.json", run.records)
     within = [
         tabulate_groups(key, own.groups).assign(split=split)
         for split in EVALUATED
-        for key, own in of_split(run.found, split)
+        for key, own in of_split(run.scores, split)
     ]
     write_table(folder / "within.csv", pd.concat(within))
-    write_table(folder / "primary.csv", run.comparisons, float_format="%.4f")
+    write_table(folder / "primary.csv", pd.DataFrame(run.comparisons), float_format="%.4f")
 
 
-def of_split(found: Found, split: str) -> list[tuple[str, Scores]]:
+def of_split(found: ScoresBySystem, split: str) -> list[tuple[str, Scores]]:
     """Return (system, Scores) of the systems that answered `split`."""
     return [(key, own[split]) for key, own in found.items() if split in own]
 
 
-def nest(found: Found, figures: Callable[[Scores], dict]) -> dict:
+def nest(found: ScoresBySystem, figures: Callable[[Scores], dict]) -> dict:
     """Return {system: figures on the test split, and under "external" those on external sites}."""
     nested: dict = {key: figures(own) for key, own in of_split(found, "test")}
     for key, own in of_split(found, "external"):
@@ -165,64 +160,46 @@ def nest(found: Found, figures: Callable[[Scores], dict]) -> dict:
     return nested
 
 
-def describe(system: System, params: Params) -> dict:
-    """Return the record of a system for Git: floats of 4 digits.
-
-    Phantom runs give the same results on all machines, so what differs between machines is left
-    out of theirs.
-    """
-    record = system.record.model_dump()
-    if params.profile == "phantom":
-        record["device"] = record["device"] and "CPU"
-        record["versions"].pop("python", None)
-    details = record["details"].items()
-    record["details"] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in details}
-    return record
-
-
 def draw_plots(folder: Path, run: model_card.Run) -> None:
     """Write the tables that `dvc plots` draws, and the same as charts."""
-    primary, marks = run.primary, charts.palette(run.names, run.blind)
-    own = run.found[primary.key]
-    bins = [reliability(x.answers).assign(split=split) for split, x in own.items()]
+    primary, styles = run.primary, charts.palette(run.names, run.blind)
+    own = {split: x.answers for split, x in run.own.items()}
     tables = {
         "recall": run.recalls,
         "uar": run.uars,
         "probes": run.probe_uars,
-        "reliability": pd.concat(bins).round(4),
-        "scores": pd.concat([scores.score_bins(split, x.answers) for split, x in own.items()]),
+        "reliability": pd.concat(reliability(x).assign(split=s) for s, x in own.items()).round(4),
+        "scores": pd.concat(scores.score_bins(split, answers) for split, answers in own.items()),
     }
     for name, table in tables.items():
         write_table(folder / f"{name}.csv", table)
-    curves = {key: read_curve(system) for key, system in run.systems.items()}
-    curves = {key: curve for key, curve in curves.items() if curve is not None}
-    for key, curve in curves.items():
-        write_table(folder / "training" / f"{key}.csv", curve)
-    seeing = [(key, x) for key, x in of_split(run.found, "test") if key not in run.blind]
-    for key, x in seeing:
-        write_table(folder / "confusion" / f"{key}.csv", x.answers[["actual", "predicted"]])
-
-    seeing.sort(key=lambda item: item[0] != primary.key)  # stable: the primary system first
-    matrices = [(marks[key], "test", x.answers) for key, x in seeing]
-    matrices[1:1] = [(marks[primary.key], s, x.answers) for s, x in own.items() if s != "test"]
-    kept = {key: run.systems[key].record.details.get("best_epoch") for key in curves}
-    charts.draw_confusions(folder / "confusion.png", matrices)
-    charts.draw_recalls(folder / "recall.png", run.recalls, marks)
-    charts.draw_uars(folder / "uar.png", run.uars, marks)
-    charts.draw_probes(folder / "probes.png", run.probe_uars, run.uars, marks)
+    charts.draw_recalls(folder / "recall.png", run.recalls, styles)
+    charts.draw_uars(folder / "uar.png", run.uars, styles, run.baselines)
+    charts.draw_probes(folder / "probes.png", run.probe_uars, run.baselines)
     charts.draw_reliability(folder / "reliability.png", tables["reliability"], primary.name)
     charts.draw_scores(folder / "scores.png", tables["scores"], run.triage, primary.name)
+
+    seeing = {key: x.answers for key, x in of_split(run.scores, "test") if key not in run.blind}
+    for key, answers in seeing.items():
+        write_table(folder / "confusion" / f"{key}.csv", answers[["actual", "predicted"]])
+    matrices = [(styles[primary.key], split, answers) for split, answers in own.items()]
+    matrices += [(styles[k], "test", x) for k, x in seeing.items() if k != primary.key]
+    charts.draw_confusions(folder / "confusion.png", matrices)
+
+    curves = {}
+    for key, system in run.systems.items():
+        if (table := read_curve(system)) is not None:
+            write_table(folder / "training" / f"{key}.csv", table)
+            curves[system.name] = charts.TrainingCurve.of(table, system.record.details)
     if curves:
-        named = {run.names[key]: (curve, kept[key]) for key, curve in curves.items()}
-        charts.draw_training(folder / "training.png", named)
+        charts.draw_training(folder / "training.png", curves)
 
 
 def draw_sheets(folder: Path, data: Dataset, run: model_card.Run) -> None:
     """Draw pictures that show images of the collections."""
-    note, answers = NOTES[run.params.profile], run.found[run.primary.key]["test"].answers
+    note, answers = NOTES[run.params.profile], run.own["test"].answers
     charts.draw_contact_sheet(folder / "contact_sheet.png", data.images, data.table, note)
-    modalities = data.table["modality"].tolist()
-    charts.draw_regions(folder / "regions.png", data.images, modalities, note)
+    charts.draw_regions(folder / "regions.png", data.images, data.table["modality"], note)
     wrong = scores.worst_mistakes(answers)
     rows = pd.Series(range(len(data.table)), data.table["image_id"])
     wrong = wrong.assign(row=wrong["image_id"].map(rows))

@@ -5,8 +5,8 @@ Writes  models/finetune_siglip/                 weights of the best epoch, for f
         data/predictions/finetune_siglip.csv    one row per image of validation, test and external
         data/predictions/finetune_siglip.json   checkpoint, device, precision, seed, versions
         data/training/finetune_siglip.csv       losses, learning rate, validation figures by epoch
-        live/                                   the same curve while it grows (dvclive)
-        .resume/finetune_siglip/                training states: an interrupted run resumes there
+        live/                                   the same while it trains (dvclive)
+        .resume/finetune_siglip/                training states, to resume an interrupted run
 
     python stages/finetune_siglip.py                 (or: dvc repro finetune_siglip)
     accelerate launch stages/finetune_siglip.py      on several GPUs
@@ -14,14 +14,12 @@ Writes  models/finetune_siglip/                 weights of the best epoch, for f
 
 from chest.core.params import load_params
 from chest.core.runtime import run_stage
-from chest.models.siglip import load_classifier, save_classifier
+from chest.models.siglip import load_classifier
 from chest.training.finetuning import finetune
 
 
 def main() -> None:
-    finetune(
-        "finetune_siglip", "SigLIP, fine-tuned", load_params(), load_classifier, save_classifier
-    )
+    finetune("finetune_siglip", "SigLIP, fine-tuned", load_params(), load_classifier)
 
 
 if __name__ == "__main__":

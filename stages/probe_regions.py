@@ -9,9 +9,6 @@ Writes  data/probes/{everything,lungs,no_lungs,border}.csv and .json: val, test,
     python stages/probe_regions.py        (or: dvc repro probe_regions)
 """
 
-import numpy as np
-import sklearn
-
 from chest.core.files import replacing
 from chest.core.runtime import run_stage
 from chest.data.dataset import read_dataset
@@ -28,13 +25,8 @@ def main() -> None:
         folder.mkdir()
         for region, probe in fitted.items():
             table = tabulate(data.table.iloc[rows], probe.probabilities[rows])
-            record = Record(
-                name=probe_name(region),
-                kind="trained",
-                n=len(rows),
-                versions={"scikit-learn": sklearn.__version__, "numpy": np.__version__},
-                details={f"C_{modality}": c for modality, c in probe.strength.items()},
-            )
+            described = {"name": probe_name(region), "kind": "trained", **probe.describe()}
+            record = Record(n=len(rows), **described)
             write(region, table, record, folder)
 
 

@@ -1,9 +1,9 @@
 """Compare each image with prompts for COVID-19, normal and tuberculosis, by SigLIP.
 
 Reads   data/manifest.csv, data/images/<side>.npy, data/split.csv, the checkpoint
-Writes  data/predictions/zeroshot_siglip.csv    a row per image of the test (and external) split
-        data/predictions/zeroshot_siglip.json   checkpoint, device, precision, seed, versions
-        .resume/zeroshot_siglip/                answers given so far, until the stage is done
+Writes  data/predictions/zeroshot_siglip.csv    a row per image of validation, test and external
+        data/predictions/zeroshot_siglip.json   checkpoint, device, precision, versions
+        .resume/zeroshot_siglip/                answers so far, until the stage is done
 
     python stages/zeroshot_siglip.py        (or: dvc repro zeroshot_siglip)
     accelerate launch stages/zeroshot_siglip.py        on several GPUs
@@ -37,10 +37,10 @@ def main() -> None:
     params = load_params()
     settings = params.system(SYSTEM, ZeroshotSettings)
     prompts = params.section("prompts.siglip", SiglipPrompts)
-    data = read_dataset("test", side=settings.image_size)
+    data = read_dataset("val", "test", side=settings.image_size)
     rows = data.rows(*settings.splits)
 
-    accelerator = start(params.seed, params.system("precision", Precision))
+    accelerator = start(None, params.system("precision", Precision))
     source = find_checkpoint(settings.checkpoint, settings.revision)
     classifier = load_prompt_classifier(accelerator, source, settings.image_size, prompts)
     images = place_images(data.images, accelerator.device)
@@ -51,7 +51,7 @@ def main() -> None:
     answers = compare_rows(accelerator, classifier, images, rows, settings.batch_size, journal)
 
     if accelerator.is_main_process:
-        run = describe_run(accelerator, source, classifier.model, params.seed)
+        run = describe_run(accelerator, source, classifier.model, None)
         record = predictions.Record(**IDENTITY, n=len(rows), **run)
         predictions.write(SYSTEM, predictions.tabulate(data.table.iloc[rows], answers), record)
         journal.clear()
@@ -59,10 +59,10 @@ def main() -> None:
 
 
 def load_predictor(params: Params) -> Predictor:
-    """Load the system for new images, as tools/predict.py does."""
+    """Load the system for tools/predict.py."""
     settings = params.system(SYSTEM, ZeroshotSettings)
     prompts = params.section("prompts.siglip", SiglipPrompts)
-    accelerator = start(params.seed, params.system("precision", Precision))
+    accelerator = start(None, params.system("precision", Precision))
     source = find_checkpoint(settings.checkpoint, settings.revision)
     classifier = load_prompt_classifier(accelerator, source, settings.image_size, prompts)
 
@@ -76,7 +76,7 @@ def load_predictor(params: Params) -> Predictor:
         return relevance_of_prompts(classifier.model, pixels, classifier.classes, classes)
 
     def describe(n: int) -> dict:
-        run = describe_run(accelerator, source, classifier.model, params.seed)
+        run = describe_run(accelerator, source, classifier.model, None)
         return {**IDENTITY, "n": n, **run}
 
     return Predictor(settings.image_size, False, classify, describe, explain)

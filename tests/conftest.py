@@ -16,7 +16,6 @@ def one_process(monkeypatch):
     monkeypatch.setattr(parallel, "workers", lambda: 1)
 
 
-
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory):
     """Draw the three collections with a tenth of the patients; to be read only."""

@@ -1,9 +1,9 @@
 """Compare two systems, or two runs, on the same images: is the difference more than noise?
 
-Prints UAR, WAR, UAR within CT and within X-ray, and the recall of each class of both; the
-difference with its 95 % interval (the same patients drawn for both); the smallest difference that
-these images can show; and a verdict in words. No data are needed where metrics/answers.csv has the
-answers.
+Prints UAR (balanced accuracy), WAR (accuracy), UAR within CT and within X-ray, and the recall of
+each class of both; the difference with its 95 % interval (the same patients drawn for both) and the
+half-width of this paired interval; and a verdict in words. No data are needed where
+metrics/answers.csv has the answers.
 
 FIRST and SECOND are each one of
     finetune_siglip               a system: data/predictions, else metrics/answers.csv
@@ -13,7 +13,7 @@ FIRST and SECOND are each one of
     python tools/compare.py zeroshot_siglip finetune_siglip
     python tools/compare.py HEAD:finetune_siglip finetune_siglip --split external
     python tools/compare.py main:finetune_siglip finetune_siglip --json
-    python tools/compare.py blind_pixels a:finetune_siglip --runs b:finetune_siglip
+    python tools/compare.py blind_scanner a:finetune_siglip --runs b:finetune_siglip
 
 With several runs of a system, trained with other seeds on the same split, their mean is compared,
 and the interval holds the noise of training too.
@@ -27,11 +27,12 @@ import pandas as pd
 
 from chest.core.errors import ChestError
 from chest.core.labels import EVALUATED, LABEL_NAMES, SPLITS
-from chest.core.runtime import parser, run
-from chest.evaluation.comparison import Comparison, Difference, verdict, verdicts
+from chest.core.runtime import parser, run_tool
+from chest.evaluation.comparison import Comparison, Difference
 from chest.evaluation.intervals import DRAWS
 from chest.evaluation.revisions import read_all
-from chest.reporting.review import SEED, WITHIN, cells, compare_parts
+from chest.reporting.review import SEED, compare_parts
+from chest.reporting.wording import UAR_WITHIN, compared_cells, verdicts
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,10 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     result, within = compare_parts(
         tables[:count], tables[count:], options.seed, options.draws, names
     )
-    said = verdicts(result, names)
-    if result.unlike:
-        said = [f"{verdict(WITHIN[key], d, names)}." for key, d in within.items()] + said
-    print((as_json if options.json else as_text)(options, result, within, said))
+    write = as_json if options.json else as_text
+    print(write(options, result, within, verdicts(result, within, names)))
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -64,20 +63,21 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=SEED, help="of the draws (default: %(default)s)")
     add("--draws", type=int, default=DRAWS, metavar="N", help="default: %(default)s")
     add("--json", action="store_true", help="print json, for programs")
-    return command.parse_args(arguments)
+    options = command.parse_args(arguments)
+    if options.seed < 0 or options.draws < 1:
+        command.error("a seed from 0 and at least one draw expected")
+    return options
 
 
 def as_json(
-    options: argparse.Namespace,
-    result: Comparison,
-    within: dict[str, Difference],
-    said: list[str],
+    options: argparse.Namespace, result: Comparison, within: dict[str, Difference], said: list[str]
 ) -> str:
     figures = {"uar": result.uar, "war": result.war, **within}
     content = {
         **{key: getattr(options, key) for key in ("first", "second", "split", "seed", "draws")},
         **asdict(result),
         "within": {modality: asdict(difference) for modality, difference in within.items()},
+        "half_width": {key: difference.half_width for key, difference in figures.items()},
         "beyond_noise": {key: difference.beyond_noise for key, difference in figures.items()},
         "note": result.note,
         "verdict": said,
@@ -86,34 +86,30 @@ def as_json(
 
 
 def as_text(
-    options: argparse.Namespace,
-    result: Comparison,
-    within: dict[str, Difference],
-    said: list[str],
+    options: argparse.Namespace, result: Comparison, within: dict[str, Difference], said: list[str]
 ) -> str:
-    images, patients = result.images["total"], result.patients["total"]
     where = "Test and external" if options.split == "all" else f"The {options.split} split"
     figures = {
-        **{WITHIN[modality]: difference for modality, difference in within.items()},
+        **{UAR_WITHIN[modality]: difference for modality, difference in within.items()},
         **{"UAR": result.uar, "WAR": result.war},
         **{f"{LABEL_NAMES[label]} recall": own for label, own in result.recall.items()},
     }
-    columns = ["first", "second", "difference", "95 % interval", "smallest visible"]
-    table = pd.DataFrame(map(cells, figures.values()), [*figures], columns)
+    columns = ["first", "second", "difference", "95 % interval", "half-width"]
+    table = pd.DataFrame(map(compared_cells, figures.values()), [*figures], columns)
     return f"""\
 First:  {", ".join([options.first, *options.first_runs])}
 Second: {", ".join([options.second, *options.runs])}
-{where}: {images:,} images of {patients:,} patients
+{where}: {result.images:,} images of {result.patients:,} patients
 
 {table.to_string()}
 
-Differences are second minus first, in percentage points. Their 95 % intervals come from
-{options.draws:,} draws of the patients, the same ones for both. The smallest visible difference is
-half the width of the interval. The answers differ on {result.unlike:,} images; only the first is
-right on {result.only_first:,}, only the second on {result.only_second:,}.
+UAR is the balanced accuracy, WAR the accuracy. Differences are second minus first, in percentage
+points. Their paired 95 % intervals come from {options.draws:,} draws of the patients, the same ones
+for both. The answers differ on {result.unlike:,} images; only the first is right on
+{result.only_first:,}, only the second on {result.only_second:,}.
 
 {chr(10).join(said)}"""
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

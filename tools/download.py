@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 
 from chest.core.errors import FileError, InputError, Problem, refuse
 from chest.core.files import remove, replacing
-from chest.core.runtime import interrupt_note, parser, run
+from chest.core.runtime import interrupt_note, parser, run_tool
 from chest.core.tables import markdown
 from chest.data import collections
 
@@ -314,4 +314,4 @@ def explain(error: Exception, collection: Collection) -> Problem:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

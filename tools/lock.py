@@ -21,7 +21,7 @@ from pathlib import Path
 
 from chest.core.errors import ChestError
 from chest.core.files import write_text
-from chest.core.runtime import parser, run
+from chest.core.runtime import parser, run_tool
 
 PYTHON, PLATFORM = "3.11", "x86_64-manylinux_2_28"
 HEADER = f"# Made by `python tools/lock.py` for CPython {PYTHON}, Linux x86_64; not by hand.\n"
@@ -66,4 +66,4 @@ def resolve(source: str, *locks: Path, requirement: str = "") -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

@@ -3,16 +3,18 @@
 PATH is a PNG or JPEG, a CT volume (.nii or .nii.gz), a DICOM file (an axial CT slice or a frontal
 X-ray), or a folder: everything of these kinds in it is answered, however deep it lies.
 
-- Of a volume, the slice is taken that the pipeline takes: params.yaml, slices.
-- In a folder, the CT slices of one DICOM series are a volume; a file that is named by itself is one
-  picture. No DICOM tag that names a person is read.
+- Of a volume, the slice is taken that the model was trained on: position and normalization are
+  kept beside its weights. Zero-shot systems take those of params.yaml, slices.
+- In a folder, the CT slices of one DICOM series are a volume, as is a multi-frame CT; another file
+  that is named by itself is one picture. No DICOM tag that names a person is read.
+- What is no frontal chest film and no axial chest CT is skipped in a folder, with the reason.
 - DICOM X-rays are shown as their file says (window, black or white bone), CT slices in Hounsfield
-  units, as those of volumes.
+  units, as those of volumes. What else is read, mended or refused: docs/bad-input.md.
 - The modality comes from --modality or from the file: a volume is CT, DICOM says what it is, a PNG
   or JPEG does not. Only zeroshot_qwen needs it, since its question names it.
 
 Bad files are listed all at once, and nothing is answered (or the rest, with --keep-going); the exit
-code is 1 then, 2 for a wrong call, else 0. Run it in the repository's root.
+code is 1 then, 2 for a wrong call, else 0.
 
     python tools/predict.py scan.png
     python tools/predict.py scans/ volume.nii.gz --csv > answers.csv
@@ -44,11 +46,11 @@ from chest.core.errors import ChestError, FileError, Problem, printable, refuse
 from chest.core.labels import LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES, UNPARSED
 from chest.core.parallel import parallel_map, progress
 from chest.core.params import Params, Text, load_params
-from chest.core.runtime import parser, run
+from chest.core.runtime import parser, run_tool
 from chest.data import dicom
 from chest.data.collections import LITTER, VOLUME_ENDINGS
-from chest.data.pictures import ENDINGS, read_picture, resize_grey
-from chest.data.volumes import Slices, cut_axial_slice, slice_index, to_grey
+from chest.data.pictures import ENDINGS, LOOK, fit, read_picture
+from chest.data.volumes import Slices, check_header, cut_axial_slice, slice_index, to_grey
 from chest.evaluation.predictions import PLACES
 from chest.evaluation.predictions import tabulate as tabulate_answers
 
@@ -64,18 +66,16 @@ MODELS, STAGES = Path("models"), Path("stages")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(arguments)
-    if not Path("params.yaml").exists():
-        raise ChestError("there is no params.yaml here: run this in the repository's root")
     params = load_params()
     options.system = options.system or params.section("evaluation.primary", Text)
-    slices = params.section("slices", Slices)
     if options.explain:
         make_folder(options.explain)
+    predictor = load_predictor(options.system, options.model, params)
+    slices = slices_for(predictor, params)
     problems: list[Problem] = []
 
     # 1. Find and decode everything, so that all bad files are known before the model runs.
     found = find(options.paths, slices, problems)
-    predictor = load_predictor(options.system, options.model, params)
     if options.explain and predictor.explain is None:
         raise ChestError(f"--explain: {options.system} cannot tell where it looked")
     found = tell_modality(found, options.modality, predictor.needs_modality, problems)
@@ -143,6 +143,16 @@ def load_predictor(system: str, model: Path | None, params: Params) -> "Predicto
     raise ChestError(f"{folder}: no model of {system} there. Systems: {there}; or {remedy}")
 
 
+def slices_for(predictor: "Predictor", params: Params) -> Slices:
+    """Return the slices that the model was trained on; tells if params.yaml says otherwise."""
+    stated = params.section("slices", Slices)
+    slices = stated.model_copy(update=predictor.slices or {})
+    if slices != stated:
+        used = f"position {slices.position}, normalize {slices.normalize}"
+        print(f"Slices as the model was trained on, not as in params.yaml: {used}", file=sys.stderr)
+    return slices
+
+
 # --- Finding ---------------------------------------------------------------------------------
 
 
@@ -173,10 +183,10 @@ def find(paths: Sequence[Path], slices: Slices, problems: list[Problem]) -> list
     for path in paths:
         if path.is_dir():
             found += find_below(path, slices, problems, skipped)
-        elif isinstance(item := look_into(path, problems), Found):
-            found.append(item)
-        elif item:
-            problems.append(Problem(path, item, KINDS, "convert it, or leave it out"))
+        elif isinstance(items := look_into(path, problems), list):
+            found += pick(items, slices, problems)
+        else:
+            problems.append(Problem(path, items, KINDS, "convert it, or leave it out"))
     for path, reason in skipped.items():
         print(f"Skipped {printable(path)}: {reason}", file=sys.stderr)
     first = {item.path: item for item in reversed(found)}
@@ -191,13 +201,15 @@ def find_below(
     series: dict[str, list[dicom.Header]] = {}
     before = len(problems)
     for path in progress(walk(folder, problems), "files"):
-        item = look_into(path, problems)
-        if isinstance(item, str):
-            skipped[path] = item
-        elif item and item.kind == "dicom" and item.modality == "ct":
-            series.setdefault(item.header.series or str(path), []).append(item.header)
-        elif item:
-            found.append(item)
+        items = look_into(path, problems)
+        if isinstance(items, str):
+            skipped[path] = items
+            continue
+        for item in items:
+            if item.kind == "dicom" and item.modality == "ct":
+                series.setdefault(item.header.series or str(path), []).append(item.header)
+            else:
+                found.append(item)
     for headers in series.values():
         found += cut_series(headers, slices, problems)
     if not found and len(problems) == before:
@@ -224,24 +236,33 @@ def walk(folder: Path, problems: list[Problem], above: tuple[str, ...] = ()) -> 
             yield path
 
 
-def look_into(path: Path, problems: list[Problem]) -> Found | str:
+def look_into(path: Path, problems: list[Problem]) -> list[Found] | str:
     """Return what the file `path` holds, by name or first bytes, or why it is of another kind.
 
-    An empty string, and a problem, if it cannot be read.
+    Several items are the frames of a multi-frame CT; none, and a problem, if it cannot be read. A
+    NIfTI of one slice may be an X-ray, so it does not tell its modality.
     """
     name = path.name.lower()
     try:
         if name.endswith(ENDINGS) and path.is_file():
-            return Found(path, "picture")
+            return [Found(path, "picture")]
         if name.endswith(VOLUME_ENDINGS) and path.is_file():
-            return Found(path, "volume", "ct", "NIfTI")
+            told = ("ct", "NIfTI") if check_header(path) > 1 else ("", "")
+            return [Found(path, "volume", *told)]
         if name.endswith(dicom.ENDINGS) or dicom.is_dicom(path):
-            header = dicom.read_header(path)
-            return header.foreign or of_dicom(header)
+            headers = dicom.read_headers(path)
+            return headers[0].foreign or [of_dicom(header) for header in headers]
     except (OSError, FileError) as error:
         problems.append(problem_of(path, error))
-        return ""
+        return []
     return "no image of a known kind"
+
+
+def pick(items: list[Found], slices: Slices, problems: list[Problem]) -> list[Found]:
+    """Return the item of a file, or the slice to answer of the frames of a multi-frame CT."""
+    if len(items) < 2:
+        return items
+    return cut_series([item.header for item in items], slices, problems)
 
 
 def of_dicom(header: dicom.Header, index: int | None = None, count: int | None = None) -> Found:
@@ -251,6 +272,7 @@ def of_dicom(header: dicom.Header, index: int | None = None, count: int | None =
 
 def cut_series(headers: list[dicom.Header], slices: Slices, problems: list[Problem]) -> list[Found]:
     """Return the slice of a DICOM series to answer, as of a volume; one for each copy of it."""
+    acquisitions = sorted({header.acquisition for header in headers})
     folders = sorted({header.path.parent for header in headers})
     copied = len({header.position for header in headers}) * len(folders) == len(headers)
     if len(folders) > 1 and copied:
@@ -259,6 +281,9 @@ def cut_series(headers: list[dicom.Header], slices: Slices, problems: list[Probl
     try:
         ordered = dicom.sort_series(headers)
     except FileError as error:
+        if len(acquisitions) > 1:  # several passes over the chest, which some scanners do not tell
+            parts = [[h for h in headers if h.acquisition == number] for number in acquisitions]
+            return [item for part in parts for item in cut_series(part, slices, problems)]
         problems.append(error.problem)
         return []
     index = slice_index(len(ordered), slices.position)
@@ -317,12 +342,13 @@ def read(item: Found, slices: Slices, side: int) -> tuple[Found, np.ndarray] | P
             item = replace(item, index=cut.index, count=cut.count)
             grey = to_grey(cut.pixels, slices.normalize)
         elif item.modality == "ct":
-            grey = to_grey(dicom.read_ct(item.path), slices.normalize)
+            pixels = dicom.read_ct(item.path, item.header.frame)
+            grey = to_grey(pixels, slices.normalize)
         else:
             grey = dicom.read_xray(item.path)
+        return item, fit(Image.fromarray(grey), [side])[side]
     except (OSError, FileError, ValueError) as error:
         return problem_of(item.path, error)
-    return item, resize_grey(Image.fromarray(grey), side)
 
 
 def problem_of(path: Path, error: OSError | FileError | ValueError) -> Problem:
@@ -331,7 +357,7 @@ def problem_of(path: Path, error: OSError | FileError | ValueError) -> Problem:
         return error.problem
     if isinstance(error, OSError):
         return Problem(path, error.strerror or str(error), KINDS, "correct the path, or its rights")
-    return Problem(path, str(error), "a picture that shows a body", "look at it; leave it out")
+    return Problem(path, str(error), "a picture of a chest", LOOK)
 
 
 # --- Answers ---------------------------------------------------------------------------------
@@ -349,14 +375,14 @@ def draw(
     predictor: "Predictor", images: np.ndarray, answers: pd.DataFrame, folder: Path
 ) -> list[str]:
     """Draw for each answer where the model looked, into `folder`; return the pictures' paths."""
-    from chest.reporting.charts import draw_look
+    from chest.reporting.charts import draw_relevance
 
     names = picture_names(answers["path"])
     for k in progress(range(len(names)), "explanations", len(names)):
         label, file = answers["predicted"][k], printable(Path(answers["path"][k]).name)
         look = predictor.explain(images[k : k + 1], np.array([LABELS.index(label)]))[0]
         title = f"{LABEL_NAMES[label]}, {percent(answers[label][k])}"
-        draw_look(folder / names[k], images[k], look, title, file, NOTICE)
+        draw_relevance(folder / names[k], images[k], look, title, file, NOTICE)
     return [str(folder / name) for name in names]
 
 
@@ -431,4 +457,4 @@ def percent(probability: float) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from chest.core.files import write_text
-from chest.core.runtime import parser, run
+from chest.core.runtime import parser, run_tool
 
 README, CARD = Path("README.md"), Path("metrics/model_card.md")
 
@@ -29,4 +29,4 @@ def fill(readme: str, card: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

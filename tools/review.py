@@ -24,11 +24,11 @@ from pathlib import Path
 
 from chest.core.errors import ChestError, InputError
 from chest.core.files import write_text
-from chest.core.runtime import parser, run
+from chest.core.runtime import parser, run_tool
 from chest.data.dataset import read_dataset
 from chest.evaluation.revisions import resolve
 from chest.reporting import report
-from chest.reporting.review import Review, read_side, review
+from chest.reporting.review import Review, read_results, review
 from chest.reporting.staleness import stale_stages
 
 PHANTOMS = "data/raw/phantom/"
@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = read_options(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         base_folder = check_out(options.base, Path(scratch, "base"))
-        base = read_side(base_folder, options.base, describe(options.base), options.base_runs)
+        base = read_results(base_folder, options.base, describe(options.base), options.base_runs)
         folder = check_out(options.head, Path(scratch, "now")) if options.head else Path.cwd()
-        now = read_side(folder, options.head, describe(options.head), options.runs)
+        now = read_results(folder, options.head, describe(options.head), options.runs)
         found = review(base, now)
         images, about = read_thumbnails(found, options.thumbnails)
         sections = report.build(found, stale_stages(folder), images, about)
@@ -127,4 +127,4 @@ def read_thumbnails(found: Review, wanted: bool | None) -> tuple[dict[str, str],
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

@@ -8,7 +8,7 @@ Prints  each stale stage with its line and the reason; the exit code is 1 if the
 """
 
 from chest.core.errors import ChestError
-from chest.core.runtime import parser, run
+from chest.core.runtime import parser, run_tool
 from chest.reporting.staleness import StaleStage, stale_stages
 
 REMEDY = "Run `dvc repro`, then commit dvc.lock, metrics/ and plots/ together with the change."
@@ -42,4 +42,4 @@ def escape(text: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

@@ -36,15 +36,17 @@ import pandas as pd
 from chest.core.errors import ChestError
 from chest.core.labels import DISEASES, EVALUATED, LABELS, MODALITY_NAMES
 from chest.core.params import load_params
-from chest.core.runtime import deferred_interrupts, parser, run
+from chest.core.runtime import deferred_interrupts, parser, run_tool
 from chest.core.tables import markdown
 from chest.evaluation.comparison import pooled
 from chest.evaluation.intervals import Interval
-from chest.evaluation.revisions import read_answers, read_tracked
+from chest.evaluation.predictions import part_of
+from chest.evaluation.revisions import read_answers, read_tracked, show
 
 # Validation figures of the training curve, and whether more is better.
 CRITERIA = {"within": True, "uar": True, "worst": True, "loss": False}
 SHOWN = "UAR of ALL settings on test images, shown on request: no choice may rest on it."
+MEANS = "Means over the runs; 95 % intervals over patients and runs."
 PATIENCE = 8.0  # seconds that a run gets to clean up before it is killed
 RESTORE = (
     ("git", "checkout", "--quiet", "HEAD", "--", "."),
@@ -108,36 +110,35 @@ def choose(options: argparse.Namespace) -> str:
     column, sign = f"val_{options.choose_by}", 1 if CRITERIA[options.choose_by] else -1
     best = max(runs, key=lambda name: sign * figures[name][column].mean())
     rows = [[name, *map(spread, table.to_numpy().T)] for name, table in figures.items()]
-    seeds = f"mean ± standard deviation over seeds {', '.join(map(str, options.seeds))}"
-    shown = runs if options.show_test else {best: runs[best]}
     tables = {
         name: [read_answers(f"{ref}:{options.system}") for ref in refs]
-        for name, refs in shown.items()
+        for name, refs in runs.items()
+        if options.show_test or name == best
     }
-    return "\n\n".join(
-        [
-            f"Validation figures of {options.system}, {seeds}:",
-            markdown(["setting", *figures[best].columns], rows),
-            f"Chosen by {column}: {best}",
-            SHOWN if options.show_test else "UAR of the chosen setting on test images:",
-            tabulate("setting", tables, options.seeds[0]),
-        ]
-    )
+    return f"""\
+Validation figures of {options.system}, mean ± standard deviation over seeds {options.seeds}:
+
+{markdown(["setting", *figures[best].columns], rows)}
+
+Chosen by {column}: {best}
+
+{SHOWN if options.show_test else "UAR of the chosen setting on test images:"} {MEANS}
+
+{tabulate("setting", tables, options.seeds[0])}"""
 
 
 def cross_validate(options: argparse.Namespace) -> str:
     """Run all folds; score the pooled answers of each system, every image tested once."""
     plan = [[f"split.folds={options.folds}", f"split.fold={k}"] for k in range(options.folds)]
-    refs = [run_experiment([*options.set, *changes]) for changes in plan]
-    tables = {}
-    answers = [read_tracked(ref) for ref in refs]
-    for system in answers[0]:
-        table = pd.concat([part_of(own[system], "test", None) for own in answers])
-        if table["image_id"].duplicated().any():
-            raise SweepError("the folds share test images: is the split by fold broken?")
-        tables[system] = [table]
+    answers = [read_tracked(run_experiment([*options.set, *changes])) for changes in plan]
+    tables = {
+        system: pd.concat([part_of(own[system], "test") for own in answers])
+        for system in answers[0]
+    }
+    if any(table["image_id"].duplicated().any() for table in tables.values()):
+        raise SweepError("the folds share test images: is the split by fold broken?")
     title = f"Answers of {options.folds} folds, pooled: every image was tested once."
-    return f"{title}\n\n{tabulate('system', tables, 0)}"
+    return f"{title}\n\n{tabulate('system', {k: [table] for k, table in tables.items()}, 0)}"
 
 
 def leave_sites_out(options: argparse.Namespace) -> str:
@@ -163,7 +164,7 @@ def two_class_sites(ref: str) -> list[str]:
 
     A site without which a class would have no image left is skipped, with a note.
     """
-    table = pd.read_csv(io.StringIO(git("show", f"{ref}:metrics/audit.csv")), keep_default_na=False)
+    table = pd.read_csv(io.BytesIO(show(ref, "metrics/audit.csv")), keep_default_na=False)
     table = table[table["label"].isin(LABELS)]  # without the total
     modality = table["collection"].map(lambda name: "xray" if name == "xrays" else "ct")
     mixed = table.groupby(["site", modality])["label"].nunique().groupby("site").max() > 1
@@ -185,11 +186,11 @@ def run_experiment(changes: Sequence[str]) -> str:
 
     The experiment's name is a digest of the changes and of the commit that they change.
     """
-    head = git("rev-parse", "HEAD").strip()
+    head = call("git", "rev-parse", "HEAD").strip()
     digest = hashlib.sha256(json.dumps([head, sorted(changes)]).encode()).hexdigest()
     name = f"sweep-{digest[:10]}"
     ref = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
-    done = bool(git("for-each-ref", ref))
+    done = bool(call("git", "for-each-ref", ref))
     print(f"{name}: {', '.join(changes)}{' (done before)' if done else ''}", file=sys.stderr)
     if not done:
         settings = [part for change in changes for part in ("--set-param", change)]
@@ -200,7 +201,7 @@ def run_experiment(changes: Sequence[str]) -> str:
 @contextmanager
 def restored() -> Iterator[None]:
     """Refuse a working directory with uncommitted changes; put it back to its commit at the end."""
-    changed = git("status", "--porcelain", "--untracked-files=no").rstrip()
+    changed = call("git", "status", "--porcelain", "--untracked-files=no").rstrip()
     if changed:
         commands = "\n".join(f"    {' '.join(command)}" for command in RESTORE)
         raise SweepError(
@@ -213,10 +214,6 @@ def restored() -> Iterator[None]:
         with deferred_interrupts():
             for command in RESTORE:
                 call(*command)
-
-
-def git(*arguments: str) -> str:
-    return call("git", *arguments)
 
 
 def call(*command: str) -> str:
@@ -259,10 +256,11 @@ def end(process: subprocess.Popen) -> None:
 
 def validation(ref: str, system: str) -> dict[str, float]:
     """Return the validation figures of the epoch that a trained system kept, and the epoch."""
-    kept = json.loads(git("show", f"{ref}:metrics/runs.json"))[system]["details"].get("best_epoch")
+    record = json.loads(show(ref, "metrics/runs.json"))[system]
+    kept = record["details"].get("best_epoch")
     if kept is None:
         raise SweepError(f"{system} keeps no epoch: name a trained system with --system")
-    curve = pd.read_csv(io.StringIO(git("show", f"{ref}:plots/training/{system}.csv")))
+    curve = pd.read_csv(io.BytesIO(show(ref, f"plots/training/{system}.csv")))
     row = curve.set_index("epoch").loc[kept]
     return {f"val_{name}": row[f"val_{name}"] for name in CRITERIA} | {"epoch": float(kept)}
 
@@ -273,21 +271,16 @@ def tabulate(title: str, tables: dict[str, list[pd.DataFrame]], seed: int) -> st
     Figures are means over the runs of an item; the intervals hold the noise of patients and runs.
     """
     rows = []
+    headings = {**MODALITY_NAMES, None: "all"}
     for name, runs in tables.items():
         row = {title: name, "runs": str(len(runs))}
-        for split in EVALUATED:
-            for modality, heading in {**MODALITY_NAMES, None: "all"}.items():
-                parts = [part_of(table, split, modality) for table in runs]
-                if parts[0]["actual"].nunique() > 1:
-                    row[f"{split}: {heading}"] = spell(pooled(parts, seed).uar)
+        for split, modality in itertools.product(EVALUATED, headings):
+            parts = [part_of(table, split, modality) for table in runs]
+            if parts[0]["actual"].nunique() > 1:
+                row[f"{split}: {headings[modality]}"] = spell(pooled(parts, seed).uar)
         rows.append(row)
     table = pd.DataFrame(rows).fillna("-")
     return markdown([*table.columns], table.to_numpy().tolist())
-
-
-def part_of(answers: pd.DataFrame, split: str, modality: str | None) -> pd.DataFrame:
-    chosen = answers[answers["split"] == split]
-    return chosen if modality is None else chosen[chosen["modality"] == modality]
 
 
 def split_variation(text: str) -> list[str]:
@@ -314,4 +307,4 @@ def spell(interval: Interval) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_tool(main)

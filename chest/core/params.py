@@ -56,6 +56,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     """Read `path`; raises ParameterError if it is no YAML mapping or lacks profile or seed."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = f"there is no {path} here: run this in the repository's root"
+        raise ParameterError(message) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ParameterError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from chest.core.errors import ChestError, printable
 
@@ -47,6 +48,13 @@ def run(main: Callable[[], None]) -> None:
         print("\n".join(["Interrupted.", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         sys.exit(128 + number)
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run the `main` of a tool, which reads and writes below the repository's root."""
+    if not Path("dvc.yaml").exists() and not {"-h", "--help"} & {*sys.argv}:
+        sys.exit("ERROR: there is no dvc.yaml here: run this in the repository's root")
+    run(main)
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -22,6 +22,10 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 AIR = -1024.0  # Hounsfield units; padding outside the scanner's circle has lower values
 LUNG_WINDOW = (-1000.0, 400.0)  # Hounsfield units
+AERATED = -300.0  # Hounsfield units; the air and the lungs of a chest are below
+UNSIGNED = 2.0**15 + AIR  # where negative values begin if an offset or a type has lost their sign
+A_FEW = 0.01  # of the pixels of a slice
+MIN_SIDE, OBLONG = 16, 2.0  # of a slice: px, and how much longer than wide it may be
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_PIXELS = 4096 * 4096  # of a slice; CT has 512 x 512
 CHUNK = 256 * 1024  # bytes that are inflated at a time for the checksum alone
@@ -96,10 +100,17 @@ def cut_axial_slice(
     return AxialSlice(_display(pixels, axes), index, count)
 
 
-def check_header(path: str | Path) -> None:
-    """Raise VolumeError if the header of `path` shows that no slice can be cut."""
+def check_header(path: str | Path) -> int:
+    """Return the number of axial slices; raises VolumeError if the header shows none to cut."""
     with _open(path) as volume:
-        _display_axes(path, volume.header)
+        axis, _ = _display_axes(path, volume.header)[2]
+        return volume.header.get_data_shape()[axis]
+
+
+def plane_fault(rows: int, columns: int) -> str:
+    """Return why no axial slice of a chest has this size, or an empty string."""
+    fits = min(rows, columns) >= MIN_SIDE and max(rows, columns) <= OBLONG * min(rows, columns)
+    return "" if fits else f"an axial plane of {columns} x {rows} px"
 
 
 def slice_index(count: int, position: Position) -> int:
@@ -111,9 +122,15 @@ def to_grey(pixels: np.ndarray, normalize: Literal["minmax", "window"]) -> np.nd
     """Map Hounsfield units (any shape) to uint8: the slice's own range, or the lung window.
 
     Padding is raised to air first; min-max over it would squeeze the lungs into a few grey levels.
-    Raises ValueError if the result is constant, since it shows nothing.
+    Raises ValueError if the result is constant, if negative values were stored without their sign,
+    and if the window finds no air: then these are no Hounsfield units.
     """
+    values = f"values from {pixels.min():g} to {pixels.max():g}"
+    if np.mean(pixels >= UNSIGNED) > A_FEW:
+        raise ValueError(f"{values}: negative Hounsfield units without their sign")
     pixels = np.maximum(pixels, AIR)
+    if normalize == "window" and np.mean((pixels > AIR) & (pixels < AERATED)) < A_FEW:
+        raise ValueError(f"{values}, without air and lungs: no Hounsfield units")
     low, high = (pixels.min(), pixels.max()) if normalize == "minmax" else LUNG_WINDOW
     return scale(pixels, low, high)
 
@@ -239,14 +256,25 @@ def _display_axes(path: str | Path, header: nib.Nifti1Header) -> list[tuple[int,
 
     Columns run to the patient's left, rows to posterior, slices to superior.
     """
-    affine = header.get_best_affine()
+    with _refusing(path, "an affine that cannot be read", "an invertible affine"):
+        affine = header.get_best_affine()
+        forms = [form for form, code in (header.get_qform(True), header.get_sform(True)) if code]
+        codes = {nib.aff2axcodes(form) for form in forms}
+    found = "two orientations: sform and qform contradict each other" if len(codes) > 1 else ""
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         found = "an affine that names no axes"
-        raise _problem(path, found, "an invertible affine", "repair its header")
+    elif not forms or np.array_equal(affine, np.eye(4)):
+        found = "an affine that says nothing (identity, or sform and qform both off)"
+    if found:
+        raise _problem(path, found, "one orientation", "repair its header, or convert it again")
     world = nib.io_orientation(affine)  # for each array axis: the nearest of RAS, and its direction
     towards = (-1, -1, 1)  # left, posterior, superior, in RAS
     array_axis = {int(axis): (i, direction) for i, (axis, direction) in enumerate(world)}
-    return [(array_axis[axis][0], array_axis[axis][1] != towards[axis]) for axis in range(3)]
+    axes = [(array_axis[axis][0], array_axis[axis][1] != towards[axis]) for axis in range(3)]
+    columns, rows = (header.get_data_shape()[axis] for axis, _ in axes[:2])
+    if fault := plane_fault(rows, columns):
+        raise _problem(path, fault, "an axial slice of a chest", "look at it; leave it out")
+    return axes
 
 
 def _display(pixels: np.ndarray, axes: list[tuple[int, bool]]) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 Rules know only where an image comes from. Their balanced form names the class with the largest
 share n(group, class) / n(class), which maximises UAR; the commonest class of a group maximises
-accuracy (WAR). The scanner model sees what a scanner and an archive leave behind; the linear model
-sees the image at 28 x 28 pixels and stands for what needs no deep network.
+accuracy (WAR). The scanner model sees what a scanner and an archive leave behind, outside the lungs
+alone. The linear model on 28 x 28 pixels is not blind: it stands for what needs no deep network.
 """
 
 import copy
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+import sklearn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -20,7 +20,7 @@ from chest.data.regions import visible_region
 from chest.evaluation.metrics import classification_metrics
 
 GRID = 28  # px of the pooled images
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the logistic regression, chosen on validation
+C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the logistic regression; chosen on validation
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)  # of the grey levels
 CHUNK = 64  # images at a time
 
@@ -79,10 +79,16 @@ def _groups(table: pd.DataFrame, columns: tuple[str, ...]) -> pd.Series:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Probabilities of a logistic regression for every image, (N, 3), and the C that was chosen."""
+    """Probabilities of a logistic regression for every image, (N, 3), and its C by modality."""
 
     probabilities: np.ndarray
-    strength: dict[str, float]
+    chosen_c: dict[str, float]
+
+    def describe(self) -> dict[str, dict]:
+        """Return the fields of a `predictions.Record` that say how the model was made."""
+        details = {f"C_{modality}": c for modality, c in self.chosen_c.items()}
+        versions = {"scikit-learn": sklearn.__version__, "numpy": np.__version__}
+        return {"details": details, "versions": versions}
 
 
 def fit_linear(features: np.ndarray, labelled: pd.DataFrame) -> Fitted:
@@ -93,7 +99,7 @@ def fit_linear(features: np.ndarray, labelled: pd.DataFrame) -> Fitted:
     weight. C is chosen by UAR on the modality's validation images, the smallest among equals.
     """
     splits, labels = labelled["split"].to_numpy(), labelled["label"].to_numpy()
-    probabilities, strength = np.full((len(labelled), len(LABELS)), 1 / len(LABELS)), {}
+    probabilities, chosen_c = np.full((len(labelled), len(LABELS)), 1 / len(LABELS)), {}
     for modality in MODALITIES:
         rows = np.flatnonzero(labelled["modality"] == modality)
         train, val = (rows[splits[rows] == split] for split in ("train", "val"))
@@ -110,18 +116,18 @@ def fit_linear(features: np.ndarray, labelled: pd.DataFrame) -> Fitted:
         best.set_params(solver="newton-cholesky").fit(
             scaler.transform(features[train]), labels[train]
         )
-        strength[modality] = best.C
+        chosen_c[modality] = best.C
         columns = [LABELS.index(label) for label in best.classes_]
         probabilities[rows] = 0
         answers = best.predict_proba(scaler.transform(features[rows]))
         probabilities[np.ix_(rows, columns)] = answers
-    return Fitted(probabilities, strength)
+    return Fitted(probabilities, chosen_c)
 
 
 def _fits(features: np.ndarray, labels: np.ndarray) -> list[LogisticRegression]:
     """Fit one model per C, each starting from the one before."""
     model = LogisticRegression(class_weight="balanced", tol=1e-8, max_iter=10_000, warm_start=True)
-    return [copy.deepcopy(model.set_params(C=c).fit(features, labels)) for c in STRENGTHS]
+    return [copy.deepcopy(model.set_params(C=c).fit(features, labels)) for c in C_VALUES]
 
 
 def _uar(
@@ -135,8 +141,8 @@ def _uar(
 def pool(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Average the visible part of each image over GRID x GRID cells: float64, (N, 784).
 
-    `images` is uint8, (N, side, side); `visible` is bool, (side, side) or (N, side, side). What is
-    hidden counts as black. Cells are in row order, grey levels from 0 to 1.
+    `images` is uint8, (N, side, side); `visible` is bool, (side, side). What is hidden counts as
+    black. Cells are in row order, grey levels from 0 to 1.
     """
     side = images.shape[-1]
     cell = np.arange(side) * GRID // side
@@ -145,7 +151,7 @@ def pool(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
     pooled = np.empty((len(images), GRID, GRID))
     for start in range(0, len(images), CHUNK):
         part = slice(start, start + CHUNK)
-        grey = images[part] * (visible[part] if visible.ndim == 3 else visible)
+        grey = images[part] * visible
         # Sums of whole numbers: exact in float32.
         pooled[part] = member @ grey.astype(np.float32) @ member.T / area
     return pooled.reshape(len(images), -1)
@@ -154,23 +160,27 @@ def pool(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
 def scanner_features(images: np.ndarray, labelled: pd.DataFrame) -> np.ndarray:
     """Return what a scanner and an archive leave behind, float64, (N, K).
 
-    Width, height and aspect of the file, mean, standard deviation and percentiles of the grey
-    levels, shares of black and white, and the border of the pooled image.
+    Width, height and aspect of the file, the grey levels outside the lungs' rectangle, and the
+    border of the pooled image. No feature depends on a pixel inside the rectangle.
     """
     size = labelled[["width", "height"]].astype(float).to_numpy()
     aspect = size[:, :1] / size[:, 1:]
     side = images.shape[-1]
     border = pool(images, visible_region("border", side))
     frame = border[:, visible_region("border", GRID).ravel()]
-    return np.hstack([np.log(size), aspect, grey_statistics(images), frame])
+    grey = grey_statistics(images, visible_region("no_lungs", side))
+    return np.hstack([np.log(size), aspect, grey, frame])
 
 
-def grey_statistics(images: np.ndarray) -> np.ndarray:
-    """Return mean, standard deviation, PERCENTILES, and shares of 0 and 255: float64, (N, 11)."""
+def grey_statistics(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Return mean, standard deviation, PERCENTILES, and shares of 0 and 255: float64, (N, 11).
+
+    They are those of the pixels where `visible`, bool (side, side), is true.
+    """
     levels = np.arange(256)
     rows = []
     for image in images:
-        counts = np.array(Image.fromarray(image).histogram())
+        counts = np.bincount(image[visible], minlength=256)
         shares = counts / counts.sum()
         mean = shares @ levels
         spread = np.sqrt(shares @ (levels - mean) ** 2)

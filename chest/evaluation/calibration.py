@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from chest.core.labels import LABELS
-from chest.evaluation.intervals import DRAWS, LEVEL, Bootstrap, Interval, around
+from chest.evaluation.intervals import DRAWS, LEVEL, Bootstrap, Interval, percentile_interval
 
 BINS = 15
 
@@ -28,16 +28,16 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
         }
     )
     result = rows.groupby("bin").agg(
+        low=("bin", lambda own: own.iloc[0] / BINS),
+        high=("bin", lambda own: (own.iloc[0] + 1) / BINS),
         n=("confidence", "size"),
         patients=("patient_id", "nunique"),
         confidence=("confidence", "mean"),
         accuracy=("accuracy", "mean"),
     )
     low, high = wilson(result["accuracy"].to_numpy(), result["patients"].to_numpy())
-    edges = {"low": result.index / BINS, "high": (result.index + 1) / BINS}
-    result = result.assign(**edges, accuracy_low=low, accuracy_high=high)
-    first = ["low", "high"]
-    return result[first + [c for c in result if c not in first]].reset_index(drop=True)
+    result = result.assign(accuracy_low=low, accuracy_high=high)
+    return result.reset_index(drop=True)
 
 
 def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -62,19 +62,12 @@ def calibration_metrics(table: pd.DataFrame, seed: int, draws: int = DRAWS) -> d
     gaps = np.eye(BINS)[_bins(values)] * (values.max(axis=1) - right)[:, None]
     squares = ((values - truth) ** 2).sum(axis=1, keepdims=True)
 
-    sums = Bootstrap(table, seed, draws).image_sums(
-        np.hstack([gaps, squares, np.ones((len(table), 1))])
-    )
+    bootstrap = Bootstrap(table["patient_id"], table["actual"], seed, draws)
+    sums = bootstrap.image_sums(np.hstack([gaps, squares, np.ones((len(table), 1))]))
     means = sums[:, :-1] / sums[:, -1:]
-    found = {
-        "ece": _ece_interval(gaps.mean(axis=0), means[:, :BINS]),
-        "brier": around(float(squares.mean()), means[:, BINS]),
-    }
-    return {
-        f"{name}{suffix}": getattr(interval, suffix[1:] or "value")
-        for name, interval in found.items()
-        for suffix in ("", "_low", "_high")
-    }
+    ece = _ece_interval(gaps.mean(axis=0), means[:, :BINS])
+    brier = percentile_interval(float(squares.mean()), means[:, BINS])
+    return ece.as_dict("ece") | brier.as_dict("brier")
 
 
 def _ece_interval(gaps: np.ndarray, drawn: np.ndarray) -> Interval:

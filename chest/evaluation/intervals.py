@@ -20,25 +20,16 @@ With few patients the limits are somewhat too close; ``tests/evaluation/test_int
 ``make soak`` measure the coverage on simulated cases.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from chest.core.errors import ChestError
-from chest.core.labels import LABELS
-from chest.evaluation.metrics import check_answers
-
 LEVEL = 0.95
 DRAWS = 2000
-FEWEST_DRAWS, MOST_DRAWS = 1000, 1_000_000  # with fewer, the limits themselves are noise
 CHUNK = 100_000  # patients times draws at a time
-
-
-class ResamplingError(ChestError):
-    """Answers, a seed or a number of draws from which no interval can be made."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +39,10 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def as_dict(self, name: str) -> dict[str, float]:
+        """Return {name: value, name_low: low, name_high: high}, as metrics files have them."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 @dataclass(frozen=True)
@@ -60,33 +55,25 @@ class Intervals:
 
 
 class Bootstrap:
-    """Patients drawn with replacement. The same table, seed and `draws` give the same draws.
+    """Patients drawn with replacement. The same images, seed and `draws` give the same draws.
 
-    `table` has the columns actual and patient_id, one row per image; the order of its rows does
-    not matter. Attributes, for N images of P patients and C classes:
+    `patients` and `labels` are the patient and the class of each image; the order of the images
+    does not matter. Attributes, for N images of P patients and C classes:
 
-    ``classes``  classes that occur, in the order of LABELS
+    ``classes``  classes that occur, sorted
     ``patient``  index of each image's patient, int64, (N,)
     ``label``    index of each image's class in ``classes``, int64, (N,)
     ``images``   images per patient and class, int64, (P, C)
-
-    Raises ResamplingError if a patient_id is missing, `seed` is negative, or `draws` is not between
-    FEWEST_DRAWS and MOST_DRAWS.
     """
 
-    def __init__(self, table: pd.DataFrame, seed: int, draws: int = DRAWS):
-        if seed < 0 or not FEWEST_DRAWS <= draws <= MOST_DRAWS:
-            needed = f"a seed from 0 upwards, {FEWEST_DRAWS:,} to {MOST_DRAWS:,} draws"
-            raise ResamplingError(f"seed {seed} and {draws:,} draws found, {needed} expected")
-        if table["patient_id"].isna().any() or (table["patient_id"] == "").any():
-            raise ResamplingError("images without a patient_id cannot be resampled")
+    def __init__(self, patients: Sequence, labels: Sequence, seed: int, draws: int = DRAWS):
         self.seed, self.draws = seed, draws
-        self.classes = tuple(label for label in LABELS if (table["actual"] == label).any())
-        self.patient, names = pd.factorize(table["patient_id"], sort=True)
-        self.label = pd.Categorical(table["actual"], self.classes).codes.astype(np.int64)
-        self._shape = len(names), len(self.classes)
-        self.images = self.count(np.ones(len(table), bool))
-        stratum = (self.images > 0) @ (1 << np.arange(len(self.classes)))  # a bit per class
+        self.patient, names = pd.factorize(np.asarray(patients), sort=True)
+        self.label, classes = pd.factorize(np.asarray(labels), sort=True)
+        self.classes = tuple(classes)
+        self._shape = len(names), len(classes)
+        self.images = self.count(np.ones(len(self.label), bool))
+        stratum = (self.images > 0) @ (1 << np.arange(len(classes)))  # a bit per class
         self.strata = [np.flatnonzero(stratum == s) for s in np.unique(stratum)]
 
     @property
@@ -115,22 +102,14 @@ class Bootstrap:
                 block[:, members] = _times_drawn(rng, len(members), len(block))
         return weights
 
-    def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield slices of the draws with their weights as float64, (draws in the slice, P)."""
-        step = max(1, CHUNK // self._shape[0])
-        for start in range(0, self.draws, step):
-            part = slice(start, start + step)
-            yield part, self.weights[part].astype(np.float64)
-
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Sum `values`, (P, K), over the patients of each draw: float64, (draws, K).
 
         Sums of whole numbers are exact, hence the same on every machine.
         """
-        sums = np.empty((self.draws, values.shape[1]))
-        for part, weights in self.chunks():
-            sums[part] = weights @ values
-        return sums
+        step = max(1, CHUNK // self._shape[0])
+        parts = [self.weights[k : k + step] for k in range(0, self.draws, step)]
+        return np.concatenate([part.astype(np.float64) @ values for part in parts])
 
     def image_sums(self, values: np.ndarray) -> np.ndarray:
         """Sum `values` of the images, (N, K), over each draw: float64, (draws, K)."""
@@ -144,25 +123,41 @@ def intervals(table: pd.DataFrame, seed: int, draws: int = DRAWS) -> Intervals:
 
     `table` has one row per image: actual and predicted (as `classification_metrics` takes them),
     patient_id and, if there is more than one, modality. The values are those of
-    `classification_metrics`. Raises MetricsError or ResamplingError, see there.
+    `classification_metrics`.
     """
-    check_answers(table["actual"], table["predicted"])
-    bootstrap = Bootstrap(table, seed, draws)
+    bootstrap = Bootstrap(table["patient_id"], table["actual"], seed, draws)
     right = (table["actual"] == table["predicted"]).to_numpy()
-    recalls, images = recall_draws(bootstrap, right, constant_classes(table, bootstrap.classes))
-    uar, war = averages(recalls, images)
-    own = bootstrap.count(right).sum(axis=0) / bootstrap.images.sum(axis=0)
+    drawn, images = recall_draws(bootstrap, right, constant_classes(table, bootstrap.classes))
+    return summarize(bootstrap, right, drawn, images)
+
+
+def summarize(
+    bootstrap: Bootstrap, right: np.ndarray, drawn: np.ndarray, images: np.ndarray
+) -> Intervals:
+    """Return the intervals of answers of which `right`, (N,), are right.
+
+    `right` may be a share, of several runs; `drawn` are the recalls and `images` the images in each
+    draw, (draws, C).
+    """
+    uar, war = uar_and_war(drawn, images)
+    own = recalls(bootstrap, right)
     return Intervals(
-        uar=around(float(own.mean()), uar),
-        war=around(float(right.mean()), war),
+        uar=percentile_interval(float(own.mean()), uar),
+        war=percentile_interval(float(right.mean()), war),
         recall={
-            label: around(float(own[k]), recalls[:, k]) for k, label in enumerate(bootstrap.classes)
+            label: percentile_interval(float(own[k]), drawn[:, k])
+            for k, label in enumerate(bootstrap.classes)
         },
     )
 
 
+def recalls(bootstrap: Bootstrap, right: np.ndarray) -> np.ndarray:
+    """Return the recall of each class, (C,), of answers of which `right`, (N,), are right."""
+    return np.bincount(bootstrap.label, right) / bootstrap.images.sum(axis=0)
+
+
 def recall_draws(
-    bootstrap: Bootstrap, right: np.ndarray, constant: np.ndarray | None = None
+    bootstrap: Bootstrap, right: np.ndarray, constant: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw the recall of each class, and the images behind it: float64, (draws, C) each.
 
@@ -171,15 +166,12 @@ def recall_draws(
     """
     rights = bootstrap.count(right)
     images = bootstrap.sums(bootstrap.images)
-    recalls = bootstrap.sums(rights) / images
-    doubtful = unmoved(bootstrap, rights)
-    if constant is not None:
-        doubtful &= ~constant
+    drawn = bootstrap.sums(rights) / images
     rng = bootstrap.posterior()
-    for k in np.flatnonzero(doubtful):
+    for k in np.flatnonzero(constant_across_draws(bootstrap, rights) & ~constant):
         n, share = bootstrap.patients[k], rights[:, k].sum() / bootstrap.images[:, k].sum()
-        recalls[:, k] = rng.beta(n * share + 0.5, n * (1 - share) + 0.5, bootstrap.draws)
-    return recalls, images
+        drawn[:, k] = rng.beta(n * share + 0.5, n * (1 - share) + 0.5, bootstrap.draws)
+    return drawn, images
 
 
 def constant_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
@@ -193,7 +185,7 @@ def constant_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarra
     return np.array([constant[table["actual"] == label].all() for label in classes])
 
 
-def unmoved(bootstrap: Bootstrap, counts: np.ndarray) -> np.ndarray:
+def constant_across_draws(bootstrap: Bootstrap, counts: np.ndarray) -> np.ndarray:
     """Return the classes whose ratio of `counts`, int64 (P, C), to images is the same in all draws.
 
     So it is if the patients' surplus (counts minus ratio times images) is equal within each
@@ -204,12 +196,12 @@ def unmoved(bootstrap: Bootstrap, counts: np.ndarray) -> np.ndarray:
     return np.all([np.ptp(surplus[members], axis=0) == 0 for members in bootstrap.strata], axis=0)
 
 
-def averages(recalls: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return UAR and WAR, (draws,), of recalls and numbers of images, (draws, C)."""
-    return recalls.mean(axis=1), (recalls * images).sum(axis=1) / images.sum(axis=1)
+def uar_and_war(drawn: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return UAR and WAR, (draws,), of drawn recalls and numbers of images, (draws, C)."""
+    return drawn.mean(axis=1), (drawn * images).sum(axis=1) / images.sum(axis=1)
 
 
-def around(value: float, drawn: np.ndarray) -> Interval:
+def percentile_interval(value: float, drawn: np.ndarray) -> Interval:
     """Return the interval that holds LEVEL of `drawn`, (draws,), and `value` in any case."""
     # Rounded, so that 0.1 + 0.2 - 0.3 is nothing: a limit of 0 decides on a difference.
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).round(12).tolist()

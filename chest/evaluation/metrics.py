@@ -5,12 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from chest.core.errors import ChestError
-from chest.core.labels import LABELS, UNPARSED
-
-
-class MetricsError(ChestError):
-    """Answers that cannot be scored."""
+from chest.core.labels import LABELS
 
 
 def classification_metrics(actual: Sequence[str], predicted: Sequence[str]) -> dict:
@@ -22,11 +17,7 @@ def classification_metrics(actual: Sequence[str], predicted: Sequence[str]) -> d
 
     The answer ``unparsed`` is wrong. The precision of a class that was never predicted is 0. A
     class that is not in `actual` has no recall and is left out of the dicts and means.
-
-    Raises MetricsError if the lengths differ, there are no answers, or a name is unknown.
     """
-    actual, predicted = list(actual), list(predicted)
-    check_answers(actual, predicted)
     present = [label for label in LABELS if label in set(actual)]
     precision, recall, f1, _ = precision_recall_fscore_support(
         actual, predicted, labels=present, zero_division=0
@@ -48,19 +39,3 @@ def rounded(metrics: dict, places: int = 4) -> dict:
         key: rounded(value, places) if isinstance(value, dict) else round(value, places)
         for key, value in metrics.items()
     }
-
-
-def check_answers(actual: Sequence[str], predicted: Sequence[str]) -> None:
-    """Raise MetricsError if these answers cannot be scored."""
-    if len(actual) != len(predicted):
-        raise MetricsError(f"{len(actual)} actual classes, but {len(predicted)} predicted ones")
-    if not len(actual):
-        raise MetricsError("no answers to score")
-    for name, values, known in (
-        ("actual", actual, set(LABELS)),
-        ("predicted", predicted, {*LABELS, UNPARSED}),
-    ):
-        unknown = {repr(value) for value in values if value not in known}
-        if unknown:
-            found, expected = ", ".join(sorted(unknown)), ", ".join(sorted(known))
-            raise MetricsError(f"{name}: {found} found, one of {expected} expected")

@@ -1,4 +1,7 @@
-"""Answers per patient: the mean of the probabilities over a patient's images."""
+"""Answers per patient: the mean of the probabilities over a patient's images.
+
+There is one unit per patient, modality and label within a split: nearly always one per patient.
+"""
 
 import pandas as pd
 
@@ -9,20 +12,21 @@ KEYS = ["split", "actual", "patient_id", "modality"]
 
 
 def per_patient(answers: pd.DataFrame) -> pd.DataFrame:
-    """Average one system's answers over the images of each patient, split, class and modality.
+    """Average one system's answers over the images of each unit; see the module.
 
     `answers` is a table as of `predictions.System`; the result has its columns, so that all metrics
-    apply to it, and ``images``, the number of images behind a row. A CT and an X-ray of the same
-    person are two rows, for they are two examinations. ``image_id``, ``collection``, ``site`` and
-    ``study`` are those of the first image. The prediction is the class of the largest mean,
-    rounded; unparsed only if every image's was.
+    apply to it, and ``images``, the number of images behind a row. ``image_id``, ``collection``,
+    ``site`` and ``study`` are those of the first image. The prediction is the class of the largest
+    mean, rounded; unparsed only if every image's was.
     """
-    grouped = answers.sort_values("image_id").groupby(KEYS, sort=False)
+    answers = answers.assign(parsed=answers["predicted"] != UNPARSED).sort_values("image_id")
     first = {name: (name, "first") for name in ("image_id", "collection", "site", "study")}
     means = {label: (label, "mean") for label in LABELS}
-    parsed = ("predicted", lambda predicted: (predicted != UNPARSED).any())
-    result = grouped.agg(**first, **means, parsed=parsed, images=("image_id", "size")).reset_index()
+    counts = {"parsed": ("parsed", "any"), "images": ("image_id", "size")}
+    result = answers.groupby(KEYS, sort=False).agg(**first, **means, **counts).reset_index()
     result[list(LABELS)] = result[list(LABELS)].round(PLACES)
     best = result[list(LABELS)].idxmax(axis=1).astype(object)
-    result["predicted"] = best.where(result["parsed"].astype(bool), UNPARSED)
-    return result[[*answers.columns, "images"]].sort_values("image_id", ignore_index=True)
+    result["predicted"] = best.where(result["parsed"], UNPARSED)
+    return result[[*answers.columns.drop("parsed"), "images"]].sort_values(
+        "image_id", ignore_index=True
+    )

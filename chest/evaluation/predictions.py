@@ -89,6 +89,12 @@ class System:
         return self.answers[self.answers["split"] == split].reset_index(drop=True)
 
 
+def part_of(answers: pd.DataFrame, split: str, modality: str | None = None) -> pd.DataFrame:
+    """Return the answers to the images of a split, or of a modality in it."""
+    chosen = answers["split"] == split
+    return answers[chosen if modality is None else chosen & (answers["modality"] == modality)]
+
+
 def tabulate(rows: pd.DataFrame, probabilities: Iterable[Sequence[float] | None]) -> pd.DataFrame:
     """Return the predictions table of `rows` (columns image_id, split, label).
 
@@ -206,13 +212,14 @@ def _image_faults(table: pd.DataFrame, labelled: pd.DataFrame) -> list[tuple[str
     names = ", ".join(sorted(splits)) or "at least one split"
     if table.empty or len(table) != len(expected):
         return [(f"{len(table)} answers", f"{len(expected)}: every image of {names} once")]
-    if [*table["image_id"]] != [*expected["image_id"]]:
-        return [("other images, or not sorted", f"the images of {names} in data/manifest.csv")]
-    return [
-        (f"another {column} of {ids.iloc[0]} ({len(ids)} images)", "that of the manifest and split")
-        for column, source in (("split", "split"), ("actual", "label"))
-        if len(ids := table["image_id"][table[column].to_numpy() != expected[source].to_numpy()])
-    ]
+    for column, source in (("image_id", "image_id"), ("split", "split"), ("actual", "label")):
+        other = table[column].to_numpy() != expected[source].to_numpy()
+        if other.any():
+            found = (
+                f"another {column} in {other.sum()} rows, first {table['image_id'][other].iloc[0]}"
+            )
+            return [(found, f"those of {names} in data/manifest.csv and split, in its order")]
+    return []
 
 
 def _answer_faults(table: pd.DataFrame) -> list[tuple[str, str]]:

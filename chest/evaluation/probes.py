@@ -20,15 +20,12 @@ from chest.evaluation.predictions import System, read_system
 FOLDER = Path("data/probes")  # in the format of data/predictions, but no systems
 
 
-def fit_probes(
-    images: np.ndarray, labelled: pd.DataFrame, lungs: np.ndarray | None = None
-) -> dict[str, Fitted]:
+def fit_probes(images: np.ndarray, labelled: pd.DataFrame) -> dict[str, Fitted]:
     """Fit a linear model on each region of VISIBLE and answer all images with it.
 
-    `images` is uint8, (N, side, side), one per row of `labelled`; `lungs` holds lung masks of the
-    same shape, bool. Without masks a rectangle stands for the lungs.
+    `images` is uint8, (N, side, side), one per row of `labelled`. A rectangle stands for the lungs.
     """
-    regions = {name: visible_region(name, images.shape[-1], lungs) for name in VISIBLE}
+    regions = {name: visible_region(name, images.shape[-1]) for name in VISIBLE}
     return {name: fit_linear(pool(images, region), labelled) for name, region in regions.items()}
 
 

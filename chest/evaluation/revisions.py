@@ -88,7 +88,7 @@ def read_tracked(revision: str | None = None) -> dict[str, pd.DataFrame]:
     """
     name = f"{revision}:{ANSWERS}" if revision else str(ANSWERS)
     try:
-        content = _show(revision, ANSWERS) if revision else ANSWERS.read_bytes()
+        content = show(revision, ANSWERS) if revision else ANSWERS.read_bytes()
     except (OSError, subprocess.CalledProcessError) as error:
         found = getattr(error, "stderr", None) or str(error).encode()
         remedy = "run `dvc repro`; see `git log` and `dvc exp show` for revisions that have it"
@@ -111,8 +111,9 @@ def resolve(revision: str) -> str:
     return next((ref for ref in refs if ref.endswith(f"/{revision}")), revision)
 
 
-def _show(revision: str, path: Path) -> bytes:
-    command = ["git", "show", "--end-of-options", f"{resolve(revision)}:./{path.as_posix()}"]
+def show(revision: str, path: str | Path) -> bytes:
+    """Return a file of a Git revision or DVC experiment; raises CalledProcessError without it."""
+    command = ["git", "show", "--end-of-options", f"{resolve(revision)}:./{path}"]
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 

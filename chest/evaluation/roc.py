@@ -1,6 +1,6 @@
 """Ranking by probability (AUROC) and operating points whose thresholds come from validation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,15 +9,22 @@ from scipy.stats import beta, norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from chest.core.labels import DISEASES, LABELS
-from chest.evaluation.intervals import DRAWS, LEVEL, Bootstrap, Interval, around, recall_draws
+from chest.evaluation.intervals import (
+    DRAWS,
+    LEVEL,
+    Bootstrap,
+    Interval,
+    percentile_interval,
+    recall_draws,
+)
 
 # The WHO's target for a triage test of tuberculosis: sensitivity 90 %, specificity 70 % (WHO 2014,
 # high-priority target product profiles for new tuberculosis diagnostics).
 SENSITIVITY, SPECIFICITY = 0.90, 0.70
-TARGETS = ("sensitivity_90", "specificity_70")
-ABOVE = 1.01  # threshold that no score reaches
-QUARTER = 0.25  # of a patient; see `auroc`
-ENOUGH = 1e-9  # 7/10 must count as 70 %
+UNREACHED = 1.01  # threshold that no score reaches
+FEWEST_ERRORS = 0.25  # in patients; see `auroc`
+DRAWS_AT_ONCE = 128
+ROUNDING = 1e-9  # 7/10 must count as 70 %
 
 
 def roc_metrics(table: pd.DataFrame, seed: int, draws: int = DRAWS) -> dict:
@@ -28,26 +35,20 @@ def roc_metrics(table: pd.DataFrame, seed: int, draws: int = DRAWS) -> dict:
     ``auroc``, ``auroc_low``, ``auroc_high``  {class: that class against the others}
     ``auroc_within``, ``…_low``, ``…_high``   {modality: its disease against normal}; see
         `disease_scores`
-    ``triage``  tuberculosis against normal within X-ray: the best that any threshold gives on these
-        very images; for thresholds chosen on validation see `operating_points`
 
     What needs two classes and finds one is left out.
     """
-    rankings = {
-        ("auroc", label): (table, table["actual"] == label, table[label]) for label in LABELS
-    }
-    rankings |= {("auroc_within", modality): x for modality, *x in _within(table)}
+    rankings = [
+        ("auroc", label, table, (table["actual"] == label).to_numpy(), table[label].to_numpy())
+        for label in LABELS
+    ]
+    rankings += [("auroc_within", modality, *scored) for modality, *scored in _within(table)]
     result: dict = {}
-    for (name, key), (rows, truth, score) in rankings.items():
-        truth = np.asarray(truth)
+    for name, key, rows, truth, score in rankings:
         if truth.any() and not truth.all():
-            found = auroc(rows, truth, np.asarray(score), seed, draws)
-            for suffix in ("", "_low", "_high"):
-                limit = getattr(found, suffix[1:] or "value")
-                result.setdefault(name + suffix, {})[key] = limit
-    for modality, _, truth, score in _within(table):
-        if modality == "xray" and truth.any() and not truth.all():
-            result["triage"] = best_points(truth, score)
+            found = auroc(rows["patient_id"], truth, score, seed, draws)
+            for field, value in found.as_dict(name).items():
+                result.setdefault(field, {})[key] = value
     return result
 
 
@@ -67,9 +68,9 @@ def disease_scores(
 
 
 def auroc(
-    rows: pd.DataFrame, truth: np.ndarray, score: np.ndarray, seed: int, draws: int = DRAWS
+    patients: Sequence, truth: np.ndarray, score: np.ndarray, seed: int, draws: int = DRAWS
 ) -> Interval:
-    """Return the AUROC with its interval; `rows` has patient_id, `truth` holds both values.
+    """Return the AUROC with its interval; `truth`, bool (N,), holds both values.
 
     Near 1 percentiles of the draws are too close, so the limits are value plus or minus 1.96
     standard deviations of the draws on the logit scale. If less than a quarter of a patient's worth
@@ -80,11 +81,10 @@ def auroc(
     value = float(roc_auc_score(truth, score))
     if np.ptp(score) == 0:
         return Interval(value, value, value)
-    classes = np.where(truth, LABELS[0], LABELS[1])  # any two names
-    bootstrap = Bootstrap(rows.assign(actual=classes), seed, draws)
+    bootstrap = Bootstrap(patients, truth, seed, draws)
     n = int(bootstrap.patients.min())
     quantiles = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    if n * min(value, 1 - value) < QUARTER:
+    if n * min(value, 1 - value) < FEWEST_ERRORS:
         low, high = beta.ppf(quantiles, n * value + 0.5, n * (1 - value) + 0.5)
     else:
         edge = 0.5 / bootstrap.patients.prod()
@@ -95,36 +95,22 @@ def auroc(
 
 def _auroc_draws(bootstrap: Bootstrap, truth: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Return the AUROC of each draw, (draws,): images sorted by score once, weighted by draw."""
-    order = np.argsort(score, kind="stable")
-    patient, truth, score = bootstrap.patient[order], truth[order], score[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(score) > 0])  # of each group of equal scores
-    drawn = np.empty(bootstrap.draws)
-    for start in range(0, bootstrap.draws, step := max(1, 1_000_000 // len(score))):
-        part = slice(start, start + step)
-        weights = bootstrap.weights[part][:, patient].astype(np.float64)
-        positive = np.add.reduceat(weights * truth, starts, axis=1)
-        negative = np.add.reduceat(weights * ~truth, starts, axis=1)
-        below = np.cumsum(negative, axis=1) - negative / 2  # ties count half
-        pairs = positive.sum(axis=1) * negative.sum(axis=1)
-        drawn[part] = (positive * below).sum(axis=1) / pairs
-    return drawn
-
-
-def best_points(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
-    """Return the best sensitivity at a specificity of at least 70 %, and the reverse at 90 %.
-
-    The threshold is the best for these very images, so both flatter.
-    """
-    false_positive, sensitivity, _ = roc_curve(truth, score, drop_intermediate=False)
-    specificity = 1 - false_positive
-    return {
-        "sensitivity_at_specificity_70": float(
-            sensitivity[specificity >= SPECIFICITY - ENOUGH].max()
-        ),
-        "specificity_at_sensitivity_90": float(
-            specificity[sensitivity >= SENSITIVITY - ENOUGH].max()
-        ),
-    }
+    negatives = np.flatnonzero(~truth)[np.argsort(score[~truth], kind="stable")]
+    lower, not_higher = (
+        np.searchsorted(score[negatives], score[truth], side) for side in ("left", "right")
+    )
+    drawn = []
+    for start in range(0, bootstrap.draws, DRAWS_AT_ONCE):
+        # Whole numbers: exact in float32.
+        weights = bootstrap.weights[start : start + DRAWS_AT_ONCE].T.astype(np.float32)
+        positive = weights[bootstrap.patient[truth]]
+        negative = weights[bootstrap.patient[negatives]]
+        below = np.zeros((len(negative) + 1, negative.shape[1]), np.float32)
+        np.cumsum(negative, axis=0, out=below[1:])
+        ranked = below[lower] + below[not_higher]  # twice the negatives below: ties count half
+        wins = np.einsum("nd,nd->d", positive, ranked, dtype=np.float64) / 2
+        drawn.append(wins / (positive.sum(axis=0, dtype=np.float64) * below[-1]))
+    return np.concatenate(drawn)
 
 
 def thresholds(validation: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -132,7 +118,7 @@ def thresholds(validation: pd.DataFrame) -> dict[str, dict[str, float]]:
 
     An image is called diseased if its score (`disease_scores`) is at least the threshold.
     ``sensitivity_90`` is the highest threshold with a sensitivity of at least 90 %,
-    ``specificity_70`` the lowest with a specificity of at least 70 % (ABOVE if only a threshold
+    ``specificity_70`` the lowest with a specificity of at least 70 % (UNREACHED if only a threshold
     that no image reaches has it). A modality without images of both classes is left out.
     """
     chosen = {}
@@ -140,51 +126,38 @@ def thresholds(validation: pd.DataFrame) -> dict[str, dict[str, float]]:
         if not truth.any() or truth.all():
             continue
         false_positive, sensitivity, cuts = roc_curve(truth, score, drop_intermediate=False)
-        cuts = np.minimum(cuts, ABOVE)  # the first is infinite
+        cuts = np.minimum(cuts, UNREACHED)  # the first is infinite
         chosen[modality] = {
-            "sensitivity_90": float(cuts[sensitivity >= SENSITIVITY - ENOUGH].max()),
-            "specificity_70": float(cuts[1 - false_positive >= SPECIFICITY - ENOUGH].min()),
+            "sensitivity_90": float(cuts[sensitivity >= SENSITIVITY - ROUNDING].max()),
+            "specificity_70": float(cuts[1 - false_positive >= SPECIFICITY - ROUNDING].min()),
         }
     return chosen
 
 
 def operating_points(
-    table: pd.DataFrame,
-    thresholds: dict[str, dict[str, float]],
-    seed: int,
-    draws: int = DRAWS,
-) -> pd.DataFrame:
-    """Return sensitivity and specificity at thresholds that were chosen on other images.
+    table: pd.DataFrame, chosen: dict[str, dict[str, float]], seed: int, draws: int = DRAWS
+) -> list[dict]:
+    """Return sensitivity and specificity at thresholds that were `chosen` on other images.
 
-    One row per modality and target: modality, target, threshold, sensitivity, sensitivity_low,
-    sensitivity_high, specificity, specificity_low, specificity_high, best, and the numbers
-    of images diseased and normal.
+    One dict per modality and target: modality, target, threshold; sensitivity, sensitivity_low,
+    sensitivity_high, likewise specificity; best; diseased and normal (numbers of images).
     ``best`` is what the best threshold on these very images would give: the specificity for
     ``sensitivity_90``, the sensitivity for ``specificity_70``; the distance is the price of a
     threshold that has to be chosen before. A modality without images of both classes is left out.
     """
-    rows = []
+    rows, best = [], thresholds(table)
     for modality, answers, truth, score in _within(table):
-        if modality not in thresholds or not truth.any() or truth.all():
+        if modality not in chosen or modality not in best:
             continue
-        bootstrap = Bootstrap(answers, seed, draws)
-        best = best_points(truth, score)
-        bests = (best["specificity_at_sensitivity_90"], best["sensitivity_at_specificity_70"])
-        for target, own in zip(TARGETS, bests, strict=True):
-            threshold = thresholds[modality][target]
+        bootstrap = Bootstrap(answers["patient_id"], answers["actual"], seed, draws)
+        counts = {"diseased": int(truth.sum()), "normal": int((~truth).sum())}
+        for target, threshold in chosen[modality].items():
             row = {"modality": modality, "target": target, "threshold": threshold}
             row |= _rates(bootstrap, truth, score >= threshold, DISEASES[modality])
-            counts = {"diseased": int(truth.sum()), "normal": int((~truth).sum())}
-            rows.append(row | {"best": own} | counts)
-    return pd.DataFrame(rows, columns=POINT_COLUMNS)
-
-
-POINT_COLUMNS = (
-    *("modality", "target", "threshold"),
-    *("sensitivity", "sensitivity_low", "sensitivity_high"),
-    *("specificity", "specificity_low", "specificity_high"),
-    *("best", "diseased", "normal"),
-)
+            called = score >= best[modality][target]
+            own = ~called[~truth] if target == "sensitivity_90" else called[truth]
+            rows.append(row | {"best": float(own.mean())} | counts)
+    return rows
 
 
 def _rates(
@@ -192,15 +165,12 @@ def _rates(
 ) -> dict[str, float]:
     """Return sensitivity and specificity of `called`, bool (n,), with their limits."""
     constant = np.full(2, called.all() or not called.any())
-    recalls, _ = recall_draws(bootstrap, called == truth, constant)
-    result = {}
-    for name, label, own in (
-        ("sensitivity", disease, called[truth].mean()),
-        ("specificity", "normal", 1 - called[~truth].mean()),
-    ):
-        found = around(float(own), recalls[:, bootstrap.classes.index(label)])
-        result |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return result
+    drawn, _ = recall_draws(bootstrap, called == truth, constant)
+    sensitivity, specificity = (
+        percentile_interval(float(own), drawn[:, bootstrap.classes.index(label)])
+        for label, own in ((disease, called[truth].mean()), ("normal", 1 - called[~truth].mean()))
+    )
+    return sensitivity.as_dict("sensitivity") | specificity.as_dict("specificity")
 
 
 def _within(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, np.ndarray, np.ndarray]]:

@@ -4,24 +4,18 @@ Across modalities and sites a system can answer without looking at the lungs; wi
 Within a site the collection may still tell the class: groups by site *and* collection count most.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
-from chest.core.labels import COLLECTION_NAMES, LABEL_NAMES, LABELS, MODALITIES, MODALITY_NAMES
+from chest.core.labels import COLLECTION_NAMES, LABELS, MODALITIES, MODALITY_NAMES
 from chest.data.dataset import SLICE_INDEX
-from chest.evaluation.intervals import DRAWS, Interval, Intervals, intervals
+from chest.evaluation.intervals import Interval, Intervals, intervals
 
-LIMITS = {"": "value", "_low": "low", "_high": "high"}
-COLUMNS = (
-    *("system", "within", "group", "images", "patients"),
-    *(f"{label}_images" for label in LABELS),
-    *(f"uar{suffix}" for suffix in LIMITS),
-    *(f"{label}_recall{suffix}" for label in LABELS for suffix in LIMITS),
-    "note",
-)
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
 FEWEST_PATIENTS = 5  # of a class in a group that may be called the worst
 
 
@@ -29,9 +23,9 @@ FEWEST_PATIENTS = 5  # of a class in a group that may be called the worst
 class Group:
     """A part of one system's answers.
 
-    ``kind`` is modality, site, collection, site_collection or severity; ``key`` names the group in
-    metrics files and ``name`` for people. ``found`` has recalls of the classes that occur; its UAR
-    means something only if there are several.
+    ``kind`` is all, modality, site, collection, site_collection or severity; ``key`` names the
+    group in metrics files and ``name`` for people. ``found`` has recalls of the classes that occur;
+    its UAR means something only if there are several.
     """
 
     kind: str
@@ -51,22 +45,22 @@ class Group:
         return f"one class only ({next(iter(self.found.recall))}): recall only"
 
 
+def score_all(answers: pd.DataFrame, seed: int) -> Group:
+    """Score all of a system's answers."""
+    return Group("all", "all", "all images", answers, intervals(answers, seed))
+
+
 def score_groups(
-    answers: pd.DataFrame,
-    seed: int,
-    severity: pd.Series | None = None,
-    kinds: tuple[str, ...] = ("modality", "site", "collection", "site_collection", "severity"),
-    draws: int = DRAWS,
+    answers: pd.DataFrame, seed: int, severity: pd.Series | None = None
 ) -> list[Group]:
     """Score one system's answers (see `predictions.System`) within each group that has images.
 
     `severity` is what `read_severity` returns; without it there are no groups by severity. An
-    answer that names a class of another modality is wrong. `kinds` limits the groups to some kinds.
+    answer that names a class of another modality is wrong.
     """
     return [
-        Group(kind, key, name, rows, intervals(rows, seed, draws))
+        Group(kind, key, name, rows, intervals(rows, seed))
         for kind, key, name, rows in _parts(answers, severity)
-        if kind in kinds
     ]
 
 
@@ -82,21 +76,30 @@ def read_severity() -> pd.Series:
 
 
 def tabulate_groups(system: str, groups: list[Group]) -> pd.DataFrame:
-    """Return one row per group with COLUMNS; unknown figures are empty and ``note`` says why."""
-    rows = [
-        {
-            "system": system,
-            "within": group.kind,
-            "group": group.name,
-            "images": len(group.rows),
-            "patients": group.rows["patient_id"].nunique(),
-            **{f"{x}_images": int((group.rows["actual"] == x).sum()) for x in LABELS},
-            **_figures(group),
-            "note": group.note,
-        }
-        for group in groups
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS).astype(object).fillna("")
+    """Return one row per group; unknown figures are empty and ``note`` says why.
+
+    Columns: system, within, group, images, patients, <class>_images, uar, <class>_recall (each with
+    _low and _high, 4 places), note.
+    """
+    rows = []
+    for group in groups:
+        actual, recall = group.rows["actual"], group.found.recall
+        figures = (group.found.uar if group.several_classes else UNKNOWN).as_dict("uar")
+        for label in LABELS:
+            figures |= recall.get(label, UNKNOWN).as_dict(f"{label}_recall")
+        rows.append(
+            {
+                "system": system,
+                "within": group.kind,
+                "group": group.name,
+                "images": len(group.rows),
+                "patients": group.rows["patient_id"].nunique(),
+                **{f"{label}_images": int((actual == label).sum()) for label in LABELS},
+                **{name: round(value, 4) for name, value in figures.items()},
+                "note": group.note,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def nest_groups(groups: list[Group]) -> dict:
@@ -106,7 +109,7 @@ def nest_groups(groups: list[Group]) -> dict:
     """
     return {
         group.key: {
-            **(_limits("uar", group.found.uar) if group.several_classes else {}),
+            **(group.found.uar.as_dict("uar") if group.several_classes else {}),
             "recall": {label: interval.value for label, interval in group.found.recall.items()},
             "images": len(group.rows),
         }
@@ -116,7 +119,7 @@ def nest_groups(groups: list[Group]) -> dict:
 
 @dataclass(frozen=True)
 class Worst:
-    """The class and group of lowest recall; ``str()`` gives one line of text."""
+    """The class and the group with the lowest recall."""
 
     label: str
     group: str
@@ -124,22 +127,15 @@ class Worst:
     images: int
     patients: int
 
-    def __str__(self) -> str:
-        low, value, high = (100 * x for x in (self.recall.low, self.recall.value, self.recall.high))
-        return (
-            f"{LABEL_NAMES[self.label]} in {self.group}: recall {value:.1f} %"
-            f" ({low:.1f} to {high:.1f}), {self.images:,} images of {self.patients:,} patients"
-        )
 
-
-def worst_group(groups: list[Group], kind: str = "site_collection") -> Worst | None:
-    """Return the lowest recall of any class in any group of `kind` with at least 5 patients of it.
+def worst_group(groups: list[Group]) -> Worst | None:
+    """Return the lowest recall of any class in any group with at least 5 patients of it.
 
     None if there is no such group. Of equals, the one with most images.
     """
     cells = []
     for group in groups:
-        for label, recall in group.found.recall.items() if group.kind == kind else ():
+        for label, recall in group.found.recall.items():
             own = group.rows[group.rows["actual"] == label]
             if (patients := own["patient_id"].nunique()) >= FEWEST_PATIENTS:
                 cells.append(Worst(label, group.name, recall, len(own), patients))
@@ -162,28 +158,12 @@ def _parts(
         name = f"{site} ({MODALITY_NAMES[modality]})"
         yield "site", f"site_{slug(name)}", name, rows
     for collection, rows in answers.groupby("collection"):
-        name = COLLECTION_NAMES.get(collection, collection)
+        name = COLLECTION_NAMES[collection]
         yield "collection", f"collection_{slug(collection)}", name, rows
     for (site, collection), rows in answers.groupby(["site", "collection"]):
         key = f"site_{slug(site)}_collection_{slug(collection)}"
-        yield (
-            "site_collection",
-            key,
-            f"{site}, {COLLECTION_NAMES.get(collection, collection)}",
-            rows,
-        )
+        yield "site_collection", key, f"{site}, {COLLECTION_NAMES[collection]}", rows
     if severity is not None:
         volumes = answers[answers["collection"] == "ct_volumes"]
         for grade, rows in volumes.groupby(volumes["study"].map(severity)):
             yield "severity", f"severity_{slug(grade)}", grade, rows
-
-
-def _figures(group: Group) -> dict[str, float]:
-    figures = _limits("uar", group.found.uar) if group.several_classes else {}
-    for label, interval in group.found.recall.items():
-        figures |= _limits(f"{label}_recall", interval)
-    return {name: round(value, 4) for name, value in figures.items()}
-
-
-def _limits(name: str, interval: Interval) -> dict[str, float]:
-    return {f"{name}{suffix}": getattr(interval, limit) for suffix, limit in LIMITS.items()}

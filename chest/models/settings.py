@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from chest.core.labels import EVALUATED, SPLITS
+from chest.core.labels import SPLITS
 from chest.core.params import Positive, Section, Text
 
 
@@ -17,5 +17,5 @@ class ZeroshotSettings(Section):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits whose images are answered."""
-        return SPLITS if self.images == "all" else EVALUATED
+        """The splits to classify: thresholds and calibration need the validation split too."""
+        return SPLITS if self.images == "all" else ("val", "test", "external")

@@ -1,8 +1,7 @@
-"""SigLIP (Zhai et al. 2023): zero-shot by prompts, and as an image classifier."""
+"""SigLIP (Zhai et al. 2023, arXiv:2303.15343): zero-shot by prompts, and as a classifier."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,12 +9,12 @@ from accelerate import Accelerator
 from transformers import SiglipConfig, SiglipForImageClassification, SiglipModel
 
 from chest.core.errors import ParameterError
-from chest.core.files import write_json
 from chest.core.labels import LABELS
 from chest.core.params import Section, Texts
 from chest.models.common.batch_inference import in_batches, infer
 from chest.models.common.checkpoints import Source
-from chest.models.common.device import float_type, saving
+from chest.models.common.classification import CLASSES
+from chest.models.common.device import float_type
 from chest.models.common.image_store import ImageStore
 from chest.models.common.journal import Journal
 from chest.models.common.pixels import (
@@ -53,8 +52,8 @@ def load_prompt_classifier(
 ) -> PromptClassifier:
     """Load SigLIP on the device and embed the prompts.
 
-    Raises CheckpointError for another kind of checkpoint, ParameterError if the image size is
-    another or a prompt is too long.
+    Raises CheckpointError for another kind of checkpoint, and ParameterError if the checkpoint
+    reads images of another size or a prompt is too long.
     """
     config = source.load_config(SiglipConfig)
     check_image_size(config.vision_config.image_size, image_size)
@@ -68,12 +67,12 @@ def load_prompt_classifier(
 def tokenize(source: Source, tokenizer, prompts: Sequence[str]) -> torch.Tensor:
     """Return token ids, int64 (n, 64); raises ParameterError if a prompt has more tokens.
 
-    Text is lowered and padded at its end, as in training. SigLIP's tokenizer does both by itself;
-    SigLIP 2's is Gemma's, which does neither. Raises CheckpointError if the tokenizer does not
-    close a text with its end token, on which the text tower relies.
+    Text is lower-cased and padded at its end, as in training. SigLIP's tokenizer does both by
+    itself; SigLIP 2's is Gemma's, which does neither. Raises CheckpointError if the tokenizer does
+    not close a text with its end token, on which the text tower relies.
     """
-    lowered = [prompt.lower() for prompt in prompts]
-    for prompt, ids in zip(prompts, tokenizer(lowered)["input_ids"], strict=True):
+    texts = [prompt.lower() for prompt in prompts]
+    for prompt, ids in zip(prompts, tokenizer(texts)["input_ids"], strict=True):
         if len(ids) > TEXT_LENGTH:
             raise ParameterError(
                 f"prompts.siglip: {prompt!r} has {len(ids)} tokens, at most {TEXT_LENGTH} are read"
@@ -81,7 +80,7 @@ def tokenize(source: Source, tokenizer, prompts: Sequence[str]) -> torch.Tensor:
         if ids[-1] != tokenizer.eos_token_id:
             raise source.error("its tokenizer does not close a text with an end token")
     padding = {"padding": "max_length", "padding_side": "right", "max_length": TEXT_LENGTH}
-    return tokenizer(lowered, return_tensors="pt", **padding)["input_ids"]
+    return tokenizer(texts, return_tensors="pt", **padding)["input_ids"]
 
 
 @torch.inference_mode()
@@ -99,15 +98,15 @@ def compare(
 ) -> torch.Tensor:
     """Return the probabilities, (B, 3), of uint8 grey `images` (B, side, side).
 
-    They are the softmax over the classes of the scaled cosine similarity. SigLIP was trained with a
-    sigmoid for each pair; its bias is the same for all classes, so the softmax ranks them as the
-    sigmoids do and adds up to 1.
+    They are the softmax over the classes of the scaled cosine similarities. SigLIP was trained with
+    a sigmoid for each pair, whose bias is the same for all classes: the softmax ranks the classes
+    as the sigmoids do, and adds up to 1.
     """
     model, dtype = classifier.model, float_type(accelerator)
     pixels = to_pixels(images, classifier.normalization, dtype=dtype)
     with accelerator.autocast():
         features = model.get_image_features(pixels).pooler_output
-    # Outside bf16: the scale makes a difference of a cosine a hundred times as large.
+    # Not in bf16: the scale multiplies a rounding error of a cosine by a hundred.
     cosines = _unit(features.to(dtype)) @ classifier.classes.T
     return torch.softmax(cosines * model.logit_scale.exp(), -1)
 
@@ -120,7 +119,7 @@ def compare_rows(
     batch_size: int,
     journal: Journal | None = None,
 ) -> list[list[float]]:
-    """Return the probabilities of the classes for each of `rows`, int64 (n,), of `images`."""
+    """Return the class probabilities of each of `rows`, int64 (n,), of `images`."""
 
     def function(batch: np.ndarray) -> torch.Tensor:
         return compare(accelerator, classifier, images.take(batch))
@@ -146,8 +145,7 @@ def load_classifier(
     config = source.load_config(SiglipConfig)
     check_image_size(config.vision_config.image_size, image_size)
     config.vision_config.vision_use_head = False
-    config.id2label = dict(enumerate(LABELS))
-    config.label2id = {label: i for i, label in enumerate(LABELS)}
+    config.update(CLASSES)
     return source.load_model(
         SiglipForImageClassification,
         new=("classifier.weight", "classifier.bias"),
@@ -155,39 +153,3 @@ def load_classifier(
         config=config,
         dtype=dtype,
     )
-
-
-def load_trained(
-    source: Source, image_size: int | None = None, dtype: torch.dtype = torch.float32
-) -> SiglipForImageClassification:
-    """Load a classifier that `save_classifier` wrote, for inference; None: of any image size.
-
-    Raises CheckpointError if it is no classifier of LABELS.
-    """
-    config = source.load_config(SiglipConfig)
-    if image_size is not None:
-        check_image_size(config.vision_config.image_size, image_size)
-    if config.id2label != dict(enumerate(LABELS)):
-        raise source.error(f"it is no classifier of {', '.join(LABELS)}")
-    return source.load_model(SiglipForImageClassification, config=config, dtype=dtype).eval()
-
-
-def save_classifier(
-    model: SiglipForImageClassification, normalization: Normalization, folder: Path
-) -> None:
-    """Write what from_pretrained reads: weights (safetensors), config, preprocessor."""
-    with saving(folder):
-        model.save_pretrained(folder)
-    side = model.config.vision_config.image_size
-    content = {
-        "image_processor_type": "SiglipImageProcessor",
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": normalization.mean,
-        "image_std": normalization.std,
-    }
-    write_json(folder / "preprocessor_config.json", content)

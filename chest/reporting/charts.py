@@ -17,13 +17,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from chest.core.files import replacing
-from chest.core.labels import COLLECTION_NAMES, LABEL_NAMES, LABELS, MODALITY_NAMES, UNPARSED
+from chest.core.labels import (
+    COLLECTION_NAMES,
+    DISEASES,
+    LABEL_NAMES,
+    LABELS,
+    MODALITY_NAMES,
+    UNPARSED,
+)
 from chest.data.regions import VISIBLE, VISIBLE_NAMES, visible_region
 from chest.evaluation.metrics import classification_metrics
+from chest.reporting.wording import ANSWER_NAMES, WITHIN, capitalize, percent
 
 WIDTH, DPI = 7.0, 130  # inches; dots per inch
 LINE = 0.2  # height of a line of text in inches
@@ -49,24 +56,18 @@ STYLE = {
     "text.parse_math": False,  # a $ in a hospital's name is no formula
 }
 
-NAMES = {**LABEL_NAMES, UNPARSED: "Unparsed"}
 CLASS_COLOURS = {"normal": "#009E73", "covid19": "#D55E00", "tuberculosis": "#0072B2"}
 SPLIT_NAMES = {"test": "Test split", "external": "External sites"}
 COUNTED = {"test": "n =", "external": "external:"}
-# Where UAR is taken: heading, and the UAR of an answer at random.
-WITHIN = {
-    "all": ("All images:\nthree classes", 1 / 3),
-    "ct": ("Within CT:\nCOVID-19\nor normal", 1 / 2),
-    "xray": ("Within X-ray:\ntuberculosis\nor normal", 1 / 2),
-}
+# Validation figures of a training curve; each but WAR may select the epoch.
+CURVES = {"within": "UAR within modality", "uar": "UAR", "war": "WAR", "worst": "lowest recall"}
 OPAQUE = {"frameon": True, "framealpha": 1, "edgecolor": "white"}
-INTERVAL_NOTE = "Bar: 95 % interval over patients. Dashed: chance."
 SHEET_COLUMNS = 4
 MISTAKES, MISTAKE_COLUMNS = 18, 3
 
 
 @dataclass(frozen=True)
-class Mark:
+class SeriesStyle:
     """How a system, or a row of a chart, is called and drawn."""
 
     name: str
@@ -74,19 +75,39 @@ class Mark:
     hollow: bool = False
 
 
-def palette(names: Mapping[str, str], blind: Iterable[str]) -> dict[str, Mark]:
-    """Return the mark of each system in `names` ({key: name}); `blind` are keys of baselines."""
+@dataclass(frozen=True)
+class TrainingCurve:
+    """Losses and validation figures by epoch (`predictions.CURVE_COLUMNS`).
+
+    ``kept`` is the epoch that was kept, and ``select_by`` the figure that selected it (a key of
+    CURVES), if they are known.
+    """
+
+    table: pd.DataFrame
+    kept: int | None = None
+    select_by: str | None = None
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, details: Mapping) -> "TrainingCurve":
+        """Return a curve with what the system's record tells in ``details``."""
+        return cls(table, details.get("best_epoch"), details.get("select_by"))
+
+
+def palette(names: Mapping[str, str], blind: Iterable[str]) -> dict[str, SeriesStyle]:
+    """Return the style of each system in `names` ({key: name}); `blind` are keys of baselines."""
     colours, blind = cycle(COLOURS), set(blind)
     return {
-        key: Mark(name, GREY, hollow=True) if key in blind else Mark(name, next(colours))
+        key: SeriesStyle(name, GREY, hollow=True)
+        if key in blind
+        else SeriesStyle(name, next(colours))
         for key, name in names.items()
     }
 
 
-def draw_confusions(path: Path, answers: Sequence[tuple[Mark, str, pd.DataFrame]]) -> None:
+def draw_confusions(path: Path, answers: Sequence[tuple[SeriesStyle, str, pd.DataFrame]]) -> None:
     """Draw confusion matrices, two in a row: actual classes down, predicted ones across.
 
-    `answers` are tuples (mark, split, table with the columns actual and predicted). A cell shows
+    `answers` are tuples (style, split, table with the columns actual and predicted). A cell shows
     its share of the row and the number of images.
     """
     columns, rows = min(2, len(answers)), -(-len(answers) // 2)
@@ -95,33 +116,33 @@ def draw_confusions(path: Path, answers: Sequence[tuple[Mark, str, pd.DataFrame]
     note = "Share of each row, and number of images."
     with _drawing(path, height, note=note, width=WIDTH / 2 * columns) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (mark, split, table) in zip(panels, answers, strict=False):
-            _confusion(axes, table, mark, split)
+        for axes, (style, split, table) in zip(panels, answers, strict=False):
+            _confusion(axes, table, style, split)
         for axes in panels[len(answers) :]:
             axes.set_axis_off()
 
 
-def _confusion(axes: Axes, table: pd.DataFrame, mark: Mark, split: str) -> None:
+def _confusion(axes: Axes, table: pd.DataFrame, style: SeriesStyle, split: str) -> None:
     rows = [label for label in LABELS if (table["actual"] == label).any()]
     columns = [*LABELS, UNPARSED] if (table["predicted"] == UNPARSED).any() else list(LABELS)
     counts = pd.crosstab(table["actual"], table["predicted"])
     counts = counts.reindex(index=rows, columns=columns, fill_value=0)
     shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()
-    scale = LinearSegmentedColormap.from_list("shares", ["white", mark.colour])
+    scale = LinearSegmentedColormap.from_list("shares", ["white", style.colour])
     axes.imshow(shares, cmap=scale, vmin=0, vmax=1, aspect="auto")
     for (i, j), share in np.ndenumerate(shares):
-        text, ink = f"{_percent(share, 0)}\n{counts.iat[i, j]:,}", _ink(scale(share))
+        text, ink = f"{percent(share, 0)}\n{counts.iat[i, j]:,}", _ink(scale(share))
         axes.text(j, i, text, ha="center", va="center", color=ink)
-    labels = [f"{NAMES[label]}\nn = {counts.loc[label].sum():,}" for label in rows]
+    labels = [f"{ANSWER_NAMES[label]}\nn = {counts.loc[label].sum():,}" for label in rows]
     axes.set_yticks(range(len(rows)), labels, rotation=90, va="center", ma="center")
-    axes.set_xticks(range(len(columns)), [NAMES[label] for label in columns])
+    axes.set_xticks(range(len(columns)), [ANSWER_NAMES[label] for label in columns])
     if len(columns) > len(LABELS):
         axes.tick_params("x", rotation=30)
     axes.tick_params(length=0)
     axes.set(xlabel="Predicted", ylabel="Actual")
     metrics = classification_metrics(table["actual"], table["predicted"])
-    numbers = f"UAR {_percent(metrics['uar'])}   WAR {_percent(metrics['war'])}"
-    axes.set_title(f"{_wrap(mark.name, 30)}\n{SPLIT_NAMES[split]}, n = {len(table):,}\n{numbers}")
+    numbers = f"UAR {percent(metrics['uar'])}   WAR {percent(metrics['war'])}"
+    axes.set_title(f"{_wrap(style.name, 30)}\n{SPLIT_NAMES[split]}, n = {len(table):,}\n{numbers}")
 
 
 def _ink(colour: Sequence[float]) -> str:
@@ -130,45 +151,50 @@ def _ink(colour: Sequence[float]) -> str:
     return "black" if luminance > 0.18 else "white"
 
 
-def draw_recalls(path: Path, recalls: pd.DataFrame, marks: Mapping[str, Mark]) -> None:
+def draw_recalls(path: Path, recalls: pd.DataFrame, styles: Mapping[str, SeriesStyle]) -> None:
     """Draw the recall of each class: a panel per class, a row per system.
 
     `recalls` has the columns system, split, class, recall, low, high, n.
     """
     table = recalls.rename(columns={"system": "row", "class": "panel", "recall": "value"})
-    panels = {label: (NAMES[label], 1 / len(LABELS)) for label in LABELS}
-    _draw_intervals(path, "Recall of each class", table, panels, marks, {})
+    panels = {label: (LABEL_NAMES[label], 1 / len(LABELS)) for label in LABELS}
+    _draw_intervals(path, "Recall of each class", table, panels, styles)
 
 
-def draw_uars(path: Path, uars: pd.DataFrame, marks: Mapping[str, Mark]) -> None:
+def draw_uars(
+    path: Path,
+    uars: pd.DataFrame,
+    styles: Mapping[str, SeriesStyle],
+    baselines: Mapping[str, float],
+) -> None:
     """Draw UAR over all images and within each modality: a row per system.
 
-    `uars` has the columns system, split, within (keys of WITHIN), uar, low, high, n.
+    `uars` has the columns system, split, within (keys of WITHIN), uar, low, high, n. `baselines` is
+    {within: UAR on test of the blind baseline that was chosen on validation}.
     """
     table = uars.rename(columns={"system": "row", "within": "panel", "uar": "value"})
-    title = "UAR (mean of the class recalls)"
-    _draw_intervals(path, title, table, WITHIN, marks, _best_blind(table, marks))
+    _draw_intervals(path, "UAR (balanced accuracy)", table, _uar_panels(), styles, baselines)
 
 
-def draw_probes(
-    path: Path, probes: pd.DataFrame, uars: pd.DataFrame, marks: Mapping[str, Mark]
-) -> None:
-    """Draw the UAR of the models trained on a part of each image, beside the best blind baseline.
+def draw_probes(path: Path, probes: pd.DataFrame, baselines: Mapping[str, float]) -> None:
+    """Draw the UAR of the models trained on a part of each image, beside a blind baseline.
 
-    `probes` has the columns probe, split, within, uar, low, high, n; `uars` is that of `draw_uars`.
+    `probes` has the columns probe, split, within, uar, low, high, n; `baselines` is that of
+    `draw_uars`.
     """
     table = probes.rename(columns={"probe": "row", "within": "panel", "uar": "value"})
-    systems = uars.rename(columns={"system": "row", "within": "panel", "uar": "value"})
-    rows = {x: Mark(VISIBLE_NAMES[x]) for x in VISIBLE if x in set(table["row"])}
-    title = "What each region alone tells:\na linear model trained on it"
-    _draw_intervals(path, title, table, WITHIN, rows, _best_blind(systems, marks))
+    rows = {region: SeriesStyle(VISIBLE_NAMES[region]) for region in VISIBLE}
+    title = "UAR (balanced accuracy) of a linear model\ntrained and tested on one region"
+    _draw_intervals(path, title, table, _uar_panels(), rows, baselines)
 
 
-def _best_blind(table: pd.DataFrame, marks: Mapping[str, Mark]) -> dict[str, float]:
-    """Return {panel: highest value of a blind baseline on the test split}."""
-    blind = [key for key, mark in marks.items() if mark.hollow]
-    found = table[table["row"].isin(blind) & (table["split"] == "test")]
-    return found.groupby("panel")["value"].max().to_dict()
+def _uar_panels() -> dict[str, tuple[str, float]]:
+    """Return {key of WITHIN: (heading, UAR of an answer at random)}."""
+    panels = {"all": (f"{capitalize(WITHIN['all'])}:\nthree classes", 1 / len(LABELS))}
+    for modality, disease in DISEASES.items():
+        name = capitalize(WITHIN[modality])
+        panels[modality] = (f"{name}:\n{LABEL_NAMES[disease]}\nor normal", 1 / 2)
+    return panels
 
 
 def _draw_intervals(
@@ -176,21 +202,23 @@ def _draw_intervals(
     title: str,
     table: pd.DataFrame,
     panels: Mapping[str, tuple[str, float]],
-    marks: Mapping[str, Mark],
-    best_blind: Mapping[str, float],
+    styles: Mapping[str, SeriesStyle],
+    baselines: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw values with intervals: `panels` ({key: (heading, chance)}) side by side, a row per mark.
+    """Draw values with intervals, a row per style.
 
-    `table` has the columns row, panel, split, value, low, high, n.
+    `panels`, {key: (heading, chance)}, stand side by side; `table` has the columns row, panel,
+    split, value, low, high, n.
     """
     panels = {key: panel for key, panel in panels.items() if key in set(table["panel"])}
-    marks = {key: mark for key, mark in marks.items() if key in set(table["row"])}
+    styles = {key: style for key, style in styles.items() if key in set(table["row"])}
     external = "external" in set(table["split"])
-    note = INTERVAL_NOTE + ("\nGrey line: the best blind baseline." if best_blind else "")
+    note = "In per cent. Bar: 95 % interval over patients. Dashed: chance."
+    note += "\nGrey line: the blind baseline that was best on validation." if baselines else ""
     note += "\nCircle: test split. Diamond: external sites." if external else "\nTest split."
-    labels = [_wrap(mark.name, 21) for mark in marks.values()]
+    labels = [_wrap(style.name, 21) for style in styles.values()]
     row = max(0.8 if external else 0.58, LINE * _lines(labels) + 0.1)
-    height = row * len(marks) + LINE * (5 if external else 4) + 0.9
+    height = row * len(styles) + LINE * (5 if external else 4) + 0.9
     with _drawing(path, height, title, note) as figure:
         figure.get_layout_engine().set(w_pad=0.1)
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -199,46 +227,44 @@ def _draw_intervals(
             sizes = rows.groupby("split")["n"].max()
             counts = [f"{n} {sizes[s]:,}" for s, n in COUNTED.items() if s in sizes]
             axes.set_title("\n".join([heading, *counts]))
-            _interval_panel(axes, rows, marks, external)
+            _interval_panel(axes, rows, styles, external)
             axes.axvline(chance, color="0.3", linestyle="--", linewidth=1, zorder=1)
-            if key in best_blind:
-                axes.axvline(best_blind[key], color="0.75", linewidth=2, zorder=1)
-        grid[0].set_yticks(range(len(marks)), labels)
-        grid[0].set_ylim(len(marks) - 0.4, -0.6)
+            if baselines and key in baselines:
+                axes.axvline(baselines[key], color="0.75", linewidth=2, zorder=1)
+        grid[0].set_yticks(range(len(styles)), labels)
+        grid[0].set_ylim(len(styles) - 0.4, -0.6)
 
 
 def _interval_panel(
-    axes: Axes, table: pd.DataFrame, marks: Mapping[str, Mark], external: bool
+    axes: Axes, table: pd.DataFrame, styles: Mapping[str, SeriesStyle], external: bool
 ) -> None:
-    for place, (key, mark) in enumerate(marks.items()):
-        if mark.hollow:
+    for place, (key, style) in enumerate(styles.items()):
+        if style.hollow:
             axes.axhspan(place - 0.5, place + 0.5, color=BAND, linewidth=0, zorder=0)
         for row in table[table["row"] == key].itertuples():
             shift = 0 if not external else -0.13 if row.split == "test" else 0.13
-            _interval(axes, place + shift, row, mark)
+            _interval(axes, place + shift, row, style)
     axes.set_xlim(-0.04, 1.04)
     axes.set_xticks([0, 0.5, 1], ["0", "50", "100"])
     axes.tick_params("y", length=0)
     axes.spines["left"].set_visible(False)
 
 
-def _interval(axes: Axes, place: float, row: tuple, mark: Mark) -> None:
-    below = row.split == "external"
-    axes.plot([row.low, row.high], [place, place], color=mark.colour, linewidth=2)
-    face = "white" if mark.hollow else mark.colour
-    shape = "D" if below else "o"
-    axes.plot(row.value, place, shape, color=mark.colour, markerfacecolor=face, markersize=7)
-    side = "left" if row.value < 0.2 else "right" if row.value > 0.8 else "center"
-    stroke = withStroke(linewidth=3, foreground=BAND if mark.hollow else "white")
-    offset, align = ((0, -6), "top") if below else ((0, 6), "bottom")
+def _interval(axes: Axes, place: float, row: tuple, style: SeriesStyle) -> None:
+    """Draw a marker with its interval; the number stands above it, below for external sites."""
+    below, ground = row.split == "external", BAND if style.hollow else "white"
+    axes.plot([row.low, row.high], [place, place], color=style.colour, linewidth=2)
+    face = "white" if style.hollow else style.colour
+    marker = {"marker": "D" if below else "o", "markersize": 7, "markerfacecolor": face}
+    axes.plot(row.value, place, color=style.colour, clip_on=False, **marker)
     axes.annotate(
-        _percent(row.value),
+        percent(row.value).removesuffix(" %"),
         (row.value, place),
-        offset,
+        (0, -7 if below else 7),
         textcoords="offset points",
-        ha=side,
-        va=align,
-        path_effects=[stroke],
+        ha="left" if row.value < 0.1 else "right" if row.value > 0.9 else "center",
+        va="top" if below else "bottom",
+        bbox={"facecolor": ground, "edgecolor": "none", "pad": 0.5},
     )
 
 
@@ -249,7 +275,7 @@ def draw_reliability(path: Path, bins: pd.DataFrame, name: str) -> None:
     accuracy_high (limits of its 95 % interval).
     """
     splits = [split for split in SPLIT_NAMES if split in set(bins["split"])]
-    title = f"Do the probabilities mean what they say?\n{name}"
+    title = f"Reliability of the probabilities\n{name}"
     with _drawing(path, 5.6, title, "Bar: 95 % interval over patients.") as figure:
         grid = figure.subplots(
             2, len(splits), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1]
@@ -262,11 +288,11 @@ def draw_reliability(path: Path, bins: pd.DataFrame, name: str) -> None:
             upper.set_title(f"{SPLIT_NAMES[split]}, n = {own['n'].sum():,}")
             width = own["high"] - own["low"]
             lower.bar(own["low"], own["n"], width, align="edge", color=COLOURS[0], ec="white")
-            lower.set(xlabel="Probability of the answer", yscale="log")
+            lower.set(xlabel="Confidence", yscale="log")
             lower.xaxis.set_major_formatter(_percent_tick)
-        grid[0, 0].set(ylabel="Share that is right", ylim=(-0.03, 1.03), xlim=(0.3, 1.01))
+        grid[0, 0].set(ylabel="Accuracy", ylim=(-0.03, 1.03), xlim=(0.3, 1.01))
         grid[0, 0].yaxis.set_major_formatter(_percent_tick)
-        grid[1, 0].set(ylabel="Answers")
+        grid[1, 0].set(ylabel="Answers", ylim=(0.8, None))
         grid[1, 0].yaxis.set_major_formatter("{x:g}")
         grid[1, 0].yaxis.set_minor_formatter(NullFormatter())
 
@@ -280,9 +306,8 @@ def draw_scores(path: Path, scores: pd.DataFrame, thresholds: Mapping[str, float
     splits = [split for split in SPLIT_NAMES if split in set(scores["split"])]
     modalities = [key for key in MODALITY_NAMES if key in set(scores["modality"])]
     title = f"Probability of the disease rather than normal\n{name}"
-    note = "Share of the images of each class." + (
-        "\nDashed: threshold set on validation data." if thresholds else ""
-    )
+    note = "Share of the images of each class."
+    note += "\nDashed: threshold for a sensitivity of 90 % on validation." if thresholds else ""
     with _drawing(path, 2.6 * len(modalities) + 1.2, title, note) as figure:
         grid = figure.subplots(len(modalities), len(splits), sharex=True, squeeze=False)
         for line, modality in zip(grid, modalities, strict=True):
@@ -300,40 +325,48 @@ def _histogram(axes: Axes, bins: pd.DataFrame) -> None:
     for label, own in bins.groupby("class", sort=True):
         total = own["n"].sum()
         edges = [*own["low"], own["high"].iloc[-1]]
-        legend = f"{NAMES[label]} ({total:,})"
+        legend = f"{ANSWER_NAMES[label]} ({total:,})"
         style = {"color": CLASS_COLOURS[label], "alpha": 0.45, "fill": True, "label": legend}
         axes.stairs(own["n"] / total, edges, **style)
-    axes.yaxis.set_major_formatter(_percent_tick)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
     if len(bins):
         axes.legend(handlelength=1, loc="upper center", borderaxespad=0, **OPAQUE)
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.5)  # room for the legend
+        top = axes.get_ylim()[1]
+        ticks = MaxNLocator(4).tick_values(0, top)
+        axes.set_yticks(ticks[ticks <= min(top, 1)])
+        axes.set_ylim(0, 1.5 * top)  # room for the legend
+    axes.yaxis.set_major_formatter(_percent_tick)
 
 
-def draw_training(path: Path, curves: Mapping[str, tuple[pd.DataFrame, int | None]]) -> None:
-    """Draw losses and validation UAR and WAR by epoch: a row per trained system.
-
-    `curves` is {name: (table, kept epoch)}; a table has the columns epoch, train_loss, val_loss,
-    val_uar and val_war.
-    """
-    with _drawing(path, 2.4 * len(curves) + 0.8, note="Dotted: the epoch that was kept.") as figure:
+def draw_training(path: Path, curves: Mapping[str, TrainingCurve]) -> None:
+    """Draw losses and validation figures by epoch: a row per trained system, named by the keys."""
+    note = "Dotted: the epoch that was kept. *: the figure that selected it."
+    with _drawing(path, 2.6 * len(curves) + 0.8, note=note) as figure:
         grid = figure.subplots(len(curves), 2, squeeze=False)
-        for (left, right), (name, (curve, kept)) in zip(grid, curves.items(), strict=True):
-            _curves(left, curve, kept, {"train_loss": "training", "val_loss": "validation"})
-            _curves(right, curve, kept, {"val_uar": "UAR", "val_war": "WAR"})
+        for (left, right), (name, curve) in zip(grid, curves.items(), strict=True):
+            _curves(left, curve, {"train_loss": "training", "val_loss": "validation"})
+            _curves(right, curve, _shown_figures(curve.select_by))
             left.set(title=f"{_wrap(name, 32)}\nCross-entropy", ylim=(0, None))
-            right.set(title="Validation split", ylim=(None, 1))
+            right.set(title="Validation split", ylim=(None, 1.01))
             right.yaxis.set_major_formatter(_percent_tick)
         for axes in grid[-1]:
             axes.set_xlabel("Epoch")
 
 
-def _curves(axes: Axes, curve: pd.DataFrame, kept: int | None, names: Mapping[str, str]) -> None:
-    for (column, label), colour, marker in zip(names.items(), COLOURS, "os", strict=False):
-        style = {"marker": marker, "markersize": 4} if len(curve) <= 30 else {}
-        axes.plot(curve["epoch"], curve[column], color=colour, label=label, **style)
-    if kept is not None:
-        axes.axvline(kept, color="0.3", linestyle=":", linewidth=1.5)
+def _shown_figures(select_by: str | None) -> dict[str, str]:
+    """Return {column: label}; the lowest recall is shown only where it selected the epoch."""
+    return {
+        f"val_{key}": f"{label} *" if key == select_by else label
+        for key, label in CURVES.items()
+        if key != "worst" or key == select_by
+    }
+
+
+def _curves(axes: Axes, curve: TrainingCurve, names: Mapping[str, str]) -> None:
+    for (column, label), colour, marker in zip(names.items(), COLOURS, "os^D", strict=False):
+        style = {"marker": marker, "markersize": 4} if len(curve.table) <= 30 else {}
+        axes.plot(curve.table["epoch"], curve.table[column], color=colour, label=label, **style)
+    if curve.kept is not None:
+        axes.axvline(curve.kept, color="0.3", linestyle=":", linewidth=1.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=5))
     axes.legend(handlelength=1.5, **OPAQUE)
 
@@ -353,7 +386,7 @@ def draw_contact_sheet(path: Path, images: np.ndarray, table: pd.DataFrame, note
         for part, (key, rows), shown, captions in zip(parts, groups, chosen, sites, strict=True):
             collection, label = key
             patients = f"{len(rows):,} images, {rows['patient_id'].nunique():,} patients"
-            heading = f"{NAMES[label]}, {COLLECTION_NAMES[collection]}: {patients}"
+            heading = f"{ANSWER_NAMES[label]}, {COLLECTION_NAMES[collection]}: {patients}"
             part.suptitle(heading, x=0.01, ha="left", size=11)
             panels = _picture_panels(part, 1, SHEET_COLUMNS)
             for panel, row, caption in zip(panels, shown.index, captions, strict=False):
@@ -377,7 +410,7 @@ def draw_mistakes(path: Path, images: np.ndarray, mistakes: pd.DataFrame, title:
     shown = mistakes.head(MISTAKES)
     lines = -(-len(shown) // MISTAKE_COLUMNS)
     more = f" The {len(shown)} worst." if len(shown) < len(mistakes) else ""
-    captions = [f"{_shorten(m.image_id, 24)}\n{_wrap(m.site, 24)}" for m in shown.itertuples()]
+    captions = [f"{_wrap(m.image_id, 24)}\n{_wrap(m.site, 24)}" for m in shown.itertuples()]
     height = (2.4 + LINE * (2 + _lines(captions))) * lines
     with _drawing(path, height + 0.6, title + more) as figure:
         panels = _picture_panels(figure, max(1, lines), MISTAKE_COLUMNS)
@@ -385,10 +418,10 @@ def draw_mistakes(path: Path, images: np.ndarray, mistakes: pd.DataFrame, title:
             panels[0].set_title("No mistakes.")
         for panel, mistake, caption in zip(panels, shown.itertuples(), captions, strict=False):
             _show(panel, images[mistake.row])
-            sure = "" if np.isnan(mistake.probability) else f" {_percent(mistake.probability, 0)}"
+            sure = "" if np.isnan(mistake.probability) else f" {percent(mistake.probability, 0)}"
             panel.set_title(
-                f"true: {NAMES[mistake.actual]} {_percent(mistake.truth, 0)}\n"
-                f"answer: {NAMES[mistake.predicted]}{sure}"
+                f"true: {ANSWER_NAMES[mistake.actual]} {percent(mistake.truth, 0)}\n"
+                f"answer: {ANSWER_NAMES[mistake.predicted]}{sure}"
             )
             panel.set_xlabel(caption)
 
@@ -409,16 +442,16 @@ def draw_regions(path: Path, images: np.ndarray, modalities: Sequence[str], note
                 panel.set_title(VISIBLE_NAMES[region])
 
 
-def draw_look(
-    path: Path, image: np.ndarray, look: np.ndarray, title: str, file: str, note: str
+def draw_relevance(
+    path: Path, image: np.ndarray, relevance: np.ndarray, title: str, file: str, note: str
 ) -> None:
     """Draw an image beside itself with the patches that the answer depends on.
 
-    `image` is uint8, (side, side); `look` float, (rows, columns) of patches, from 0. `file` and
-    `title` are printed above, `note` below.
+    `image` is uint8, (side, side); `relevance` float, (rows, columns) of patches, from 0. `file`
+    and `title` are printed above, `note` below.
     """
     side = len(image)
-    share = look / max(look.max(), np.finfo(look.dtype).tiny)
+    share = relevance / max(relevance.max(), np.finfo(relevance.dtype).tiny)
     with _drawing(path, 4.6, f"{file}\n{title}", note) as figure:
         left, right = _picture_panels(figure, 1, 2)
         left.set_title(f"As the model sees it ({side} x {side} px)")
@@ -464,10 +497,6 @@ def _show(panel: Axes, image: np.ndarray) -> None:
     panel.imshow(image, cmap="gray", vmin=0, vmax=255)
 
 
-def _percent(share: float, places: int = 1) -> str:
-    return f"{100 * round(share, 4):.{places}f} %"  # as in metrics files: of four places
-
-
 def _percent_tick(share: float, _: int) -> str:
     return f"{100 * share:g} %"
 
@@ -483,9 +512,3 @@ def _wrap(text: str, width: int) -> str:
 def _lines(texts: Iterable[str]) -> int:
     """Return the number of lines of the longest of `texts`."""
     return max((text.count("\n") + 1 for text in texts), default=0)
-
-
-def _shorten(text: str, length: int) -> str:
-    """Leave out the middle of a long `text`: its ends tell more."""
-    kept = (length - 1) // 2
-    return text if len(text) <= length else f"{text[:kept]}…{text[-kept:]}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -11,17 +12,17 @@ from chest.core.labels import (
     COLLECTION_NAMES,
     LABEL_NAMES,
     LABELS,
-    MODALITIES,
     MODALITY_NAMES,
     SPLITS,
 )
 from chest.core.params import Params
 from chest.core.tables import markdown
 from chest.data.regions import VISIBLE_NAMES
-from chest.evaluation.comparison import ONE_RUN, points
-from chest.evaluation.predictions import Record, System
-from chest.evaluation.subgroups import worst_group
-from chest.reporting.scores import ALL, Found
+from chest.evaluation.comparison import ONE_RUN
+from chest.evaluation.predictions import System
+from chest.evaluation.subgroups import Group, worst_group
+from chest.reporting.scores import Scores, ScoresBySystem
+from chest.reporting.wording import WITHIN, format_interval, format_points, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 NOTICE = (
@@ -32,8 +33,6 @@ PHANTOM = (
     "\n\n> **Phantom run.** The images are drawn and the checkpoints began with random weights: no"
     "\n> figure below says anything about real lungs."
 )
-WITHIN = {ALL: "all images"} | {kind: f"within {name}" for kind, name in MODALITY_NAMES.items()}
-SUFFIXES = ("", "_low", "_high")
 TARGETS = {"sensitivity_90": "sensitivity 90 %", "specificity_70": "specificity 70 %"}
 
 
@@ -41,21 +40,21 @@ TARGETS = {"sensitivity_90": "sensitivity 90 %", "specificity_70": "specificity 
 class Run:
     """What `evaluate` found out about a run.
 
-    ``labelled``: the manifest with the column split; ``found``: figures of the systems; ``uars``,
-    ``recalls``, ``probe_uars``: the tables uar, recall and probes of plots/; ``leaks``:
-    metrics/audit.json; ``comparisons``: see `primary_comparisons`.
+    ``labelled``: the manifest with the column split; ``uars``, ``recalls``, ``probe_uars``: the
+    tables uar, recall and probes of plots/; ``leaks``: metrics/audit.json; ``comparisons``: see
+    `primary_comparisons`.
     """
 
     params: Params
     labelled: pd.DataFrame
     systems: dict[str, System]
     primary: System
-    found: Found
+    scores: ScoresBySystem
     uars: pd.DataFrame
     recalls: pd.DataFrame
     probe_uars: pd.DataFrame
     leaks: dict
-    comparisons: pd.DataFrame
+    comparisons: list[dict]
 
     @property
     def names(self) -> dict[str, str]:
@@ -66,11 +65,65 @@ class Run:
         return [key for key, system in self.systems.items() if system.record.kind == "blind"]
 
     @property
+    def own(self) -> dict[str, Scores]:
+        """The figures of the primary system by split."""
+        return self.scores[self.primary.key]
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """{modality: UAR on test of the blind baseline that was chosen on validation}."""
+        return {row["modality"]: row["baseline_uar"] for row in self.comparisons}
+
+    @property
     def triage(self) -> dict[str, float]:
         """{modality: threshold of the primary system for a sensitivity of 90 % on validation}."""
-        points = self.found[self.primary.key]["test"].points
-        chosen = points[points["target"] == "sensitivity_90"]
-        return dict(zip(chosen["modality"], chosen["threshold"], strict=True))
+        points = [row for row in self.own["test"].points if row["target"] == "sensitivity_90"]
+        return {row["modality"]: row["threshold"] for row in points}
+
+    @cached_property
+    def records(self) -> dict[str, dict]:
+        """The record of each system as Git tracks it; see `tracked_record`."""
+        return {key: tracked_record(x, self.params.profile) for key, x in self.systems.items()}
+
+    @property
+    def record(self) -> dict:
+        return self.records[self.primary.key]
+
+    @property
+    def settings(self) -> dict:
+        """The block of the profile in params.yaml."""
+        return self.params.content[self.params.profile]
+
+    @property
+    def site_groups(self) -> list[Group]:
+        """The primary system within each site and collection of the test split."""
+        return [group for group in self.own["test"].groups if group.kind == "site_collection"]
+
+    def rows(self, split: str) -> pd.DataFrame:
+        return self.labelled[self.labelled["split"] == split]
+
+    def sites(self, split: str) -> set[str]:
+        return set(self.rows(split)["site"])
+
+
+def tracked_record(system: System, profile: str) -> dict:
+    """Return the record of a system for Git-tracked files: floats of 4 digits.
+
+    Phantom runs give the same results on all processors and builds of PyTorch, so what differs
+    between those is left out of theirs.
+    """
+    record = system.record.model_dump()
+    if profile == "phantom":
+        if (record["device"] or "").startswith("CPU"):
+            record["device"] = "CPU"
+        record["versions"] = {
+            name: version.partition("+")[0]
+            for name, version in record["versions"].items()
+            if name != "python"
+        }
+    details = record["details"].items()
+    record["details"] = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in details}
+    return record
 
 
 def render(template: str, run: Run) -> str:
@@ -81,120 +134,77 @@ def render(template: str, run: Run) -> str:
         keep_trailing_newline=True,
         trim_blocks=True,
     )
-    environment.filters["percent"] = percent
-    return environment.get_template(template).render(_values(run))
-
-
-def _values(run: Run) -> dict:
-    """Return everything the templates ask for."""
-    record, content, labelled = run.primary.record, run.params.content, run.labelled
-    profile, by_split = content[run.params.profile], labelled.groupby("split")
-    groups = run.found[run.primary.key]["test"].groups
-    sites = [group for group in groups if group.kind == "site_collection"]
-    uars = run.uars[(run.uars["split"] == "test") & (run.uars["within"] == ALL)]
-    probes = run.probe_uars[(run.probe_uars["split"] == "test") & (run.probe_uars["within"] == ALL)]
-    return {
-        "notice": NOTICE + (PHANTOM if run.params.profile == "phantom" else ""),
-        "primary": run.primary,
-        "record": record,
-        "content": content,
-        "seed": run.params.seed,
-        "leaks": run.leaks,
-        "one_run": ONE_RUN,
-        "label_names": LABEL_NAMES,
-        "modality_names": MODALITY_NAMES,
-        "checkpoint": _checkpoint(record),
-        "device": "CPU" if run.params.profile == "phantom" else record.device,
-        "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items() if k != "python"),
-        "details": {key.replace("_", " "): _short(x) for key, x in record.details.items()},
-        "settings": _settings(profile.get(run.primary.key, {})),
-        "sides": ", ".join(map(str, profile["image_sizes"])),
-        "split": _split(content["split"]),
-        "kinds": _kinds(run),
-        "images": len(labelled),
-        "patients": labelled["patient_id"].nunique(),
-        "counts": {split: _count(rows) for split, rows in by_split},
-        "external_sites": ", ".join(sorted({*labelled["site"][labelled["split"] == "external"]})),
-        "groups": len(sites),
-        "lone_groups": sum(not group.several_classes for group in sites),
-        "worst": worst_group(groups),
-        "lone_classes": _lone_classes(labelled),
-        "sources": "; ".join(
-            f"{COLLECTION_NAMES[name]}: {_count(rows)}, {rows['site'].nunique()} sites"
-            for name, rows in labelled.groupby("collection")
-        ),
-        "data_table": _data_table(labelled),
-        "uar_tables": _by_split(run.uars, "within", WITHIN, "uar", run.names),
-        "recall_tables": _by_split(run.recalls, "class", LABEL_NAMES, "recall", run.names),
-        "probe_tables": _by_split(run.probe_uars, "within", WITHIN, "uar", VISIBLE_NAMES),
-        "patient_table": _patient_table(run),
-        "ranking_table": _ranking_table(run),
-        "points_table": _points_table(run),
-        "comparisons": run.comparisons.to_dict("records"),
-        "points": points,
-        "baselines": _listed(uars[uars["system"].isin(run.blind)], "system", run.names),
-        "probes": _listed(probes, "probe", VISIBLE_NAMES),
+    functions = (checkpoint, count, data_table, interval_tables, list_uars, lone_classes)
+    functions += (settings, split_text, worst_group)
+    environment.globals |= {function.__name__: function for function in functions}
+    environment.globals |= {
+        "ONE_RUN": ONE_RUN,
+        "LABEL_NAMES": LABEL_NAMES,
+        "MODALITY_NAMES": MODALITY_NAMES,
+        "COLLECTION_NAMES": COLLECTION_NAMES,
+        "VISIBLE_NAMES": VISIBLE_NAMES,
+        "WITHIN": WITHIN,
+        "TARGETS": TARGETS,
     }
+    environment.filters |= {"percent": percent, "points": format_points}
+    environment.filters |= {"interval": interval, "decimals": decimals, "auroc": auroc}
+    notice = NOTICE + (PHANTOM if run.params.profile == "phantom" else "")
+    return environment.get_template(template).render(run=run, notice=notice)
 
 
-def percent(share: float) -> str:
-    """Format as ``12.3 %``, and ``5 %`` if there is nothing behind the point."""
-    return f"{100 * round(share, 4):.1f} %".replace(".0 %", " %")
+# --- What the templates call -----------------------------------------------------------------
 
 
-def _checkpoint(record: Record) -> str:
-    if record.checkpoint is None:
+def checkpoint(record: dict) -> str:
+    """Name the checkpoint that a system started from."""
+    if record["checkpoint"] is None:
         return "no checkpoint"
-    commit = f"commit `{record.commit}`" if record.commit else "a local folder"
-    return f"`{record.checkpoint}`, revision `{record.revision}`, {commit}"
+    commit = f"commit `{record['commit']}`" if record["commit"] else "a local folder"
+    return f"`{record['checkpoint']}`, revision `{record['revision']}`, {commit}"
 
 
-def _settings(block: dict, prefix: str = "") -> str:
-    """List the system's block of params.yaml; the checkpoint is named elsewhere."""
+def settings(block: dict, prefix: str = "") -> str:
+    """List a system's block of params.yaml; the checkpoint is named elsewhere."""
     parts = []
     for key, value in block.items():
         if isinstance(value, dict):
-            parts.append(_settings(value, f"{prefix}{key}."))
+            parts.append(settings(value, f"{prefix}{key}."))
         elif key not in ("checkpoint", "revision"):
             parts.append(f"{prefix}{key} `{value}`")
     return ", ".join(parts)
 
 
-def _short(value: str | int | float | None) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _split(settings: dict) -> str:
-    if settings["folds"]:
-        how = f"Fold {settings['fold'] + 1} of {settings['folds']}"
+def split_text(block: dict) -> str:
+    """Describe the block `split` of params.yaml."""
+    if block["folds"]:
+        how = f"Fold {block['fold'] + 1} of {block['folds']}"
     else:
-        how = " / ".join(percent(settings[name]) for name in ("train", "val", "test"))
-    sites = ", ".join(settings["external"])
+        how = " / ".join(f"{100 * block[name]:g} %" for name in ("train", "val", "test"))
+    sites = ", ".join(block["external"])
     held_out = f"; sites held out: {sites}" if sites else ""
-    return f"{how} by {settings['group']}, stratified by class and collection{held_out}"
+    return f"{how} by {block['group']}, stratified by class and collection{held_out}"
 
 
-def _kinds(run: Run) -> str:
-    kinds = [system.record.kind for system in run.systems.values()]
-    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-
-
-def _count(rows: pd.DataFrame) -> str:
+def count(rows: pd.DataFrame) -> str:
+    """Count the images and the patients of some rows of the manifest."""
     return f"{len(rows):,} images of {rows['patient_id'].nunique():,} patients"
 
 
-def _lone_classes(labelled: pd.DataFrame) -> dict[str, str]:
+def lone_classes(labelled: pd.DataFrame) -> dict[str, str]:
     """Return {class: modality} of the classes that occur in one of several modalities only."""
     found = labelled.groupby("label")["modality"].unique()
     several = labelled["modality"].nunique() > 1
     return {x: found[x][0] for x in LABELS if several and len(found.get(x, ())) == 1}
 
 
-def _listed(uars: pd.DataFrame, column: str, names: Mapping[str, str]) -> str:
-    return "; ".join(f"{names[row[column]]} {percent(row['uar'])}" for _, row in uars.iterrows())
+def list_uars(uars: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """List the UAR on all test images of each of `names`: keys in the first column of `uars`."""
+    rows = uars[(uars["split"] == "test") & (uars["within"] == "all")]
+    found = zip(rows.iloc[:, 0], rows["uar"], strict=True)
+    return "; ".join(f"{names[key]} {percent(uar)}" for key, uar in found if key in names)
 
 
-def _data_table(labelled: pd.DataFrame) -> str:
+def data_table(labelled: pd.DataFrame) -> str:
     """Count images and patients of each class of each collection by split."""
     patients = labelled.groupby(["label", "collection", "split"])["patient_id"]
     cells = patients.agg(lambda ids: f"{len(ids):,} ({ids.nunique():,})").unstack(fill_value="0")
@@ -206,68 +216,50 @@ def _data_table(labelled: pd.DataFrame) -> str:
     return markdown(["class", "collection", *cells.columns], rows)
 
 
-def _by_split(
-    table: pd.DataFrame, across: str, heads: Mapping[str, str], value: str, names: Mapping[str, str]
+def interval_tables(
+    table: pd.DataFrame, head: str, heads: Mapping[str, str], names: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return {split: table of `value` with limits: a line each, a column per `across`}."""
-    key, tables = table.columns[0], {}
+    """Return {split: values with limits as Markdown}: a line per name, a column per head.
+
+    `table` has the columns key, split, part, value, low and high under any names, in this order:
+    the key is one of `names`, the part one of `heads`.
+    """
+    table = table.iloc[:, :6].set_axis(["key", "split", "part", "value", "low", "high"], axis=1)
+    limits = table[["value", "low", "high"]].to_numpy()
+    table = table.assign(cell=[format_interval(*row) for row in limits])
+    tables = {}
     for split, rows in table.groupby("split"):
-        columns = [column for column in heads if column in set(rows[across])]
-        cells = rows.assign(cell=[_interval(*x) for x in rows[[value, "low", "high"]].to_numpy()])
-        cells = cells.pivot(index=key, columns=across, values="cell").reindex(columns=columns)
-        cells = cells.reindex([name for name in names if name in cells.index]).fillna("–")
+        cells = rows.pivot(index="key", columns="part", values="cell").fillna("–")
+        cells = cells.reindex(
+            index=[key for key in names if key in cells.index],
+            columns=[key for key in heads if key in cells],
+        )
         lines = [
-            [names[name], *line] for name, line in zip(cells.index, cells.to_numpy(), strict=True)
+            [names[key], *line] for key, line in zip(cells.index, cells.to_numpy(), strict=True)
         ]
-        head = [value.replace("uar", "UAR"), *(heads[column] for column in columns)]
-        tables[split] = markdown(head, lines)
+        tables[split] = markdown([head, *(heads[key] for key in cells)], lines)
     return tables
 
 
-def _patient_table(run: Run) -> str:
-    """UAR per patient of every system, with AUROC within CT and X-ray."""
-    rows = []
-    for key, name in run.names.items():
-        for split, own in run.found[key].items():
-            figures = own.patients
-            uar = _interval(*(figures[f"uar{suffix}"] for suffix in SUFFIXES))
-            rows.append([name, split, uar, *_within(figures)])
-    heads = [f"AUROC within {name}" for name in MODALITY_NAMES.values()]
-    return markdown(["per patient", "split", "UAR", *heads], rows)
+def interval(figures: Mapping[str, float], name: str) -> str:
+    """Return the share `name` with its limits."""
+    return format_interval(*_limits(figures, name))
 
 
-def _ranking_table(run: Run) -> str:
-    """AUROC and calibration of every system that is not blind."""
-    rows = []
-    for key in (key for key in run.names if key not in run.blind):
-        for split, own in run.found[key].items():
-            ece = "{:.3f} ({:.3f} to {:.3f})".format(*(own.ranking[f"ece{x}"] for x in SUFFIXES))
-            rows.append([run.names[key], split, *_within(own.ranking), ece])
-    heads = [f"AUROC within {name}" for name in MODALITY_NAMES.values()]
-    return markdown(["per image", "split", *heads, "calibration error"], rows)
+def decimals(figures: Mapping[str, float], name: str) -> str:
+    """Return the figure `name` with its limits, to three places."""
+    return "{:.3f} ({:.3f} to {:.3f})".format(*_limits(figures, name))
 
 
-def _within(figures: dict) -> list[str]:
-    """Format the AUROC within each modality."""
-    values = [[figures.get(f"auroc_within{x}", {}).get(m) for x in SUFFIXES] for m in MODALITIES]
-    return ["–" if x[0] is None else "{:.3f} ({:.3f} to {:.3f})".format(*x) for x in values]
+def auroc(figures: Mapping[str, dict], modality: str) -> str:
+    """Return the AUROC within `modality` with its limits, if there is one."""
+    own = {
+        name: x[modality]
+        for name, x in figures.items()
+        if name.startswith("auroc_within") and modality in x
+    }
+    return decimals(own, "auroc_within") if own else "–"
 
 
-def _points_table(run: Run) -> str:
-    """Sensitivity and specificity of the primary system at the thresholds of validation."""
-    rows = []
-    for split, own in run.found[run.primary.key].items():
-        for row in own.points.to_dict("records"):
-            sensitivity, specificity = (
-                _interval(*(row[f"{name}{suffix}"] for suffix in SUFFIXES))
-                for name in ("sensitivity", "specificity")
-            )
-            cells = [MODALITY_NAMES[row["modality"]], split, TARGETS[row["target"]]]
-            rows.append([*cells, sensitivity, specificity, percent(row["best"])])
-    head = ["within", "split", "set on validation to", "sensitivity", "specificity"]
-    return markdown([*head, "best on these images"], rows) if rows else ""
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    value, low, high = (100 * round(x, 4) for x in (value, low, high))  # as in metrics files
-    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+def _limits(figures: Mapping[str, float], name: str) -> list[float]:
+    return [figures[name], figures[f"{name}_low"], figures[f"{name}_high"]]

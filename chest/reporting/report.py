@@ -20,20 +20,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from chest.core.errors import printable
-from chest.core.labels import LABEL_NAMES, LABELS, UNPARSED
+from chest.core.labels import LABEL_NAMES, LABELS
 from chest.core.tables import markdown
 from chest.reporting import charts
-from chest.reporting.review import Review, Side, cells
+from chest.reporting.review import Change, Review, RunResults
 from chest.reporting.staleness import StaleStage
+from chest.reporting.wording import ANSWER_NAMES, compared_cells
 
 TEMPLATES = Path(__file__).parent / "templates"
 DISCLAIMER = "Research on public data: no diagnosis, no medical device, not to be used on patients."
-ANSWERS = {**LABEL_NAMES, UNPARSED: "Unparsed"}
 ABOUT_DIFFERENCES = (
-    "Differences are now minus base, in percentage points, on the same images; intervals come from"
-    " a bootstrap over patients. The smallest visible difference is half the width of the interval."
-    " The primary comparisons carry a Holm correction; the others are exploratory: of twenty that"
-    " are noise, one seems to be more."
+    "UAR is the balanced accuracy, WAR the accuracy. Differences are now minus base, in percentage"
+    " points, on the same images; the paired intervals come from a bootstrap over patients. The p"
+    " of the primary comparisons carries a Holm correction and decides about them; the others are"
+    " exploratory: of twenty that are noise, one seems to be more."
 )
 THUMBNAIL = 112  # px
 MOST_ROWS = 20  # of a table in Markdown: a comment on GitHub holds 65,536 characters
@@ -84,14 +84,13 @@ def build(
 
 
 def _verdict(review: Review, stale: list[StaleStage]) -> Section:
-    head = ["system", "split", "figure", "question", "more than noise"]
-    head += ["base", "now", "difference", "95 % interval", "smallest visible"]
+    head = ["system", "split", "figure", "question", "more than noise", "p"]
+    head += ["base", "now", "difference", "95 % interval", "half-width"]
     rows = [
         [
             *(review.name(change.system), change.split, change.figure),
-            "primary" if change.primary else "exploratory",
-            "yes" if change.beyond_noise else "no",
-            *cells(change.difference),
+            *judgement(change),
+            *compared_cells(change.difference),
         ]
         for change in review.changes
     ]
@@ -104,6 +103,15 @@ def _verdict(review: Review, stale: list[StaleStage]) -> Section:
         ABOUT_DIFFERENCES,
     ]
     return Section("Verdict", text, [Table("Differences between the two runs", head, rows)])
+
+
+def judgement(change: Change) -> list[str]:
+    """Return kind of question, verdict and p; Holm's correction may outweigh the interval."""
+    kind, holm = ("primary", " (Holm)") if change.primary else ("exploratory", "")
+    verdict = "yes" if change.beyond_noise else "no"
+    if change.difference.beyond_noise and not change.beyond_noise:
+        verdict = "no, after Holm's correction"
+    return [kind, verdict, f"{change.p:.4f}{holm}"]
 
 
 def _listed(title: str, tables: list[Table]) -> Section:
@@ -131,21 +139,13 @@ def _confusions(review: Review) -> Section:
         counts = [_count(table) for table in sides]
         if counts[0].equals(counts[1]):
             continue
-        before, after = (table.loc[:, (counts[0] + counts[1]).any()] for table in counts)
-        rows = [
-            [
-                ANSWERS[label],
-                *(
-                    f"{a:,} → {b:,}"
-                    for a, b in zip(before.loc[label], after.loc[label], strict=True)
-                ),
-            ]
-            for label in before.index
-        ]
+        seen = (counts[0] + counts[1]).any()  # classes that were answered at all
+        changes = counts[0].astype(str) + " → " + counts[1].astype(str)
+        rows = [[ANSWER_NAMES[row[0]], *row[1:]] for row in changes.loc[:, seen].itertuples()]
         title = f"{review.name(system)}, {split}"
-        tables.append(Table(title, ["actual", *(ANSWERS[a] for a in before)], rows))
-        names = [charts.Mark(f"{side}: {review.name(system)}") for side in ("Base", "Now")]
-        drawn = [*zip(names, [split, split], sides, strict=True)]
+        tables.append(Table(title, ["actual", *(ANSWER_NAMES[x] for x in seen.index[seen])], rows))
+        styles = [charts.SeriesStyle(f"{x}: {review.name(system)}") for x in ("Base", "Now")]
+        drawn = [*zip(styles, [split, split], sides, strict=True)]
         picture = _drawn(lambda path, d=drawn: charts.draw_confusions(path, d))
         pictures.append((picture, f"Confusion matrices of {title}: base and now."))
     return Section("Confusion matrices", [] if tables else ["None changed."], tables, pictures)
@@ -155,7 +155,7 @@ def _count(table: pd.DataFrame) -> pd.DataFrame:
     """Count the answers of each class: index actual, columns predicted."""
     counts = pd.crosstab(table["actual"], table["predicted"])
     rows = [label for label in LABELS if label in counts.index]
-    return counts.reindex(index=rows, columns=[*ANSWERS], fill_value=0)
+    return counts.reindex(index=rows, columns=[*ANSWER_NAMES], fill_value=0)
 
 
 def _curves(review: Review) -> Section:
@@ -164,11 +164,11 @@ def _curves(review: Review) -> Section:
     base, now = review.base.curves, review.now.curves
     for system in sorted({*base, *now}):
         sides = {"Base": base.get(system), "Now": now.get(system)}
-        if None in sides.values() or not sides["Base"][0].equals(sides["Now"][0]):
+        if None in sides.values() or not sides["Base"].table.equals(sides["Now"].table):
             curves |= {f"{k}: {review.name(system)}": curve for k, curve in sides.items() if curve}
     if not curves:
         return Section("Learning curves", ["None changed."])
-    text = f"Losses, and validation UAR and WAR, by epoch. {', '.join(curves)}."
+    text = f"Losses and validation figures by epoch. {', '.join(curves)}."
     picture = _drawn(lambda path: charts.draw_training(path, curves))
     return Section("Learning curves", [text], [], [(picture, text)])
 
@@ -192,10 +192,10 @@ def _changed_answer(before: pd.Series, after: pd.Series) -> list[str]:
     right = [answer["predicted"] == answer["actual"] for answer in (before, after)]
     change = "was right, is wrong" if right[0] else "was wrong, is right" if right[1] else "wrong"
     cells = [
-        f"{ANSWERS[a['predicted']]} ({' / '.join(f'{a[label]:.2f}' for label in LABELS)})"
+        f"{ANSWER_NAMES[a['predicted']]} ({' / '.join(f'{a[label]:.2f}' for label in LABELS)})"
         for a in (before, after)
     ]
-    return [before["image_id"], change, ANSWERS[before["actual"]], *cells]
+    return [before["image_id"], change, ANSWER_NAMES[before["actual"]], *cells]
 
 
 def _stale(stale: list[StaleStage]) -> Section:
@@ -205,7 +205,7 @@ def _stale(stale: list[StaleStage]) -> Section:
     return Section("Is dvc.lock current?", [text if stale else "Yes: no stage is stale."], tables)
 
 
-def _origins(base: Side, now: Side) -> Section:
+def _origins(base: RunResults, now: RunResults) -> Section:
     git = _changes("Git", base.about, now.about, every=True)
     return _listed("How both came about", [git, _changes("metrics/runs.json", base.runs, now.runs)])
 

@@ -7,33 +7,33 @@ A run is read from what Git tracks of it: parameters, metrics, learning curves, 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from chest.core.errors import InputError, Problem
-from chest.core.labels import DISEASES, EVALUATED, MODALITY_NAMES
-from chest.evaluation.comparison import ONE_RUN, Comparison, Difference, compare, holm, points
+from chest.core.errors import InputError
+from chest.core.labels import DISEASES, EVALUATED
+from chest.evaluation.comparison import ONE_RUN, Comparison, Difference, compare, holm
 from chest.evaluation.intervals import DRAWS
 from chest.evaluation.revisions import read_tracked
+from chest.reporting.charts import TrainingCurve
+from chest.reporting.wording import UAR_WITHIN, capitalize, format_points
 
 SEED = 42  # of the bootstrap: that of tools/compare.py, so that it gives the same intervals
-WITHIN = {modality: f"UAR within {name}" for modality, name in MODALITY_NAMES.items()}
 LIMITS = re.compile(r"(^|[._])(low|high)(\.|$)")  # of intervals, in the metrics files
-NOT_BEYOND = "No primary difference is more than noise."
 SHARED = {"patients": "Patients", "pixels": "Identical images"}
 
 
 @dataclass(frozen=True)
-class Side:
+class RunResults:
     """One of the two runs; what it lacks is empty.
 
     ``about``: its revision, commit, date and subject. ``metrics``: {file: figures}, without the
     limits of intervals. ``params``, ``audit``, ``runs`` and the figures are by
     dotted key. ``names``: {system: display name}. ``answers``: {system: one table per run, as
-    `read_answers` gives them}. ``curves``: {system: (table by epoch, kept epoch)}.
+    `read_answers` gives them}. ``curves``: by system.
     """
 
     about: dict[str, str]
@@ -43,14 +43,14 @@ class Side:
     runs: dict[str, object]
     names: dict[str, str]
     answers: dict[str, list[pd.DataFrame]]
-    curves: dict[str, tuple[pd.DataFrame, int | None]]
+    curves: dict[str, TrainingCurve]
 
 
 @dataclass(frozen=True)
 class Change:
     """The difference of a figure of one system, now minus base.
 
-    ``beyond_noise``: whether it is more than noise; if ``primary``, after Holm's correction.
+    ``p`` is that of the difference; if ``primary``, after Holm's correction.
     """
 
     system: str
@@ -58,7 +58,12 @@ class Change:
     figure: str
     difference: Difference
     primary: bool
-    beyond_noise: bool
+    p: float
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the interval excludes 0; of a primary comparison, whether ``p`` is below 0.05."""
+        return self.p < 0.05 if self.primary else self.difference.beyond_noise
 
 
 @dataclass(frozen=True)
@@ -68,26 +73,29 @@ class Review:
     ``pairs``: (system, split, answers in base, answers now), where both are of the same images.
     """
 
-    base: Side
-    now: Side
+    base: RunResults
+    now: RunResults
     pairs: list[tuple[str, str, pd.DataFrame, pd.DataFrame]]
     changes: list[Change]
     notes: list[str]
 
     def name(self, system: str) -> str:
-        return self.now.names.get(system) or self.base.names.get(system, system)
+        return (self.base.names | self.now.names)[system]
 
     @property
     def headline(self) -> str:
         """The verdict in one sentence."""
         beyond = [change for change in self.changes if change.beyond_noise]
         named = [
-            f"{self.name(c.system)}: {c.figure} {points(c.difference.change.value)} points"
+            f"{self.name(c.system)}: {c.figure} {format_points(c.difference.change.value)} points"
             for c in beyond
             if c.primary
         ]
-        said = f"More than noise: {'; '.join(named)}." if named else NOT_BEYOND
-        if not any(change.primary for change in self.changes):
+        if named:
+            said = f"More than noise: {'; '.join(named)}."
+        elif any(change.primary for change in self.changes):
+            said = "No primary difference is more than noise."
+        else:
             said = "The primary comparisons could not be made."
         left = len(beyond) - len(named)
         return f"{said} Exploratory: {left} more than noise." if left else said
@@ -96,22 +104,23 @@ class Review:
 # --- Reading ---------------------------------------------------------------------------------
 
 
-def read_side(
+def read_results(
     folder: Path, revision: str | None, about: dict[str, str], runs: Sequence[str] = ()
-) -> Side:
+) -> RunResults:
     """Read the run whose tracked files lie in `folder`; its answers are those of `revision`.
 
     None stands for the working tree. `runs` are revisions with further runs of the same systems.
-    Raises InputError if it has no answers, or a file is damaged.
+    Raises InputError if it has no answers.
     """
-    files = {path.name: _read_json(path) for path in sorted((folder / "metrics").glob("*.json"))}
+    paths = sorted((folder / "metrics").glob("*.json"))
+    files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     records = files.pop("runs.json", {})
     audit = flatten(files.pop("audit.json", {}))
     metrics = {
         name: {key: value for key, value in flatten(content).items() if not LIMITS.search(key)}
         for name, content in files.items()
     }
-    return Side(
+    return RunResults(
         about=about,
         params=flatten(yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))),
         metrics=metrics,
@@ -120,7 +129,7 @@ def read_side(
         names={system: record["name"] for system, record in records.items()},
         answers=_read_answers([revision, *runs]),
         curves={
-            path.stem: (pd.read_csv(path), records[path.stem]["details"].get("best_epoch"))
+            path.stem: TrainingCurve.of(pd.read_csv(path), records[path.stem]["details"])
             for path in sorted((folder / "plots/training").glob("*.csv"))
         },
     )
@@ -132,14 +141,6 @@ def _read_answers(revisions: Iterable[str | None]) -> dict[str, list[pd.DataFram
         for system, table in read_tracked(revision).items():
             answers.setdefault(system, []).append(table)
     return answers
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        problem = Problem(path.name, str(error), "a json file", "run `dvc repro evaluate`")
-        raise InputError([problem]) from None
 
 
 def flatten(tree: Mapping, parents: str = "") -> dict[str, object]:
@@ -154,7 +155,7 @@ def flatten(tree: Mapping, parents: str = "") -> dict[str, object]:
 # --- Judging ---------------------------------------------------------------------------------
 
 
-def review(base: Side, now: Side) -> Review:
+def review(base: RunResults, now: RunResults) -> Review:
     """Judge the differences of every system that both runs have.
 
     The primary comparisons are those of ``evaluation.primary`` within each modality, on test.
@@ -162,36 +163,29 @@ def review(base: Side, now: Side) -> Review:
     primary = now.params.get("evaluation.primary")
     pairs, changes, notes = [], [], _notes(base, now)
     for system in sorted({*base.answers, *now.answers}, key=lambda key: (key != primary, key)):
-        name = now.names.get(system) or base.names.get(system, system)
+        name = (base.names | now.names)[system]
         if system not in base.answers or system not in now.answers:
             notes.append(f"{name} is {'new' if system in now.answers else 'gone'}.")
             continue
         for split in EVALUATED:
-            sides = [[_part(run, split) for run in side.answers[system]] for side in (base, now)]
-            if all(side[0].empty for side in sides):
+            before, after = (
+                [run[run["split"] == split].reset_index(drop=True) for run in side.answers[system]]
+                for side in (base, now)
+            )
+            if before[0].empty and after[0].empty:
                 continue
             try:
-                changes += _judge(system, split, sides, (system, split) == (primary, "test"))
-                pairs.append((system, split, sides[0][0], sides[1][0]))
+                whole, within = compare_parts(before, after)
             except InputError as error:
                 reason = "; ".join(problem.found for problem in error.problems)
                 notes.append(f"{name}, {split}: cannot be compared: {reason}.")
-    return Review(base, now, pairs, _corrected(changes), notes)
-
-
-def _judge(system: str, split: str, sides: list[list[pd.DataFrame]], primary: bool) -> list[Change]:
-    whole, within = compare_parts(*sides)
-    if not whole.unlike and not primary:
-        return []
-    parts = {WITHIN[modality]: difference for modality, difference in within.items()}
-    return [
-        Change(system, split, name, d, primary and name in parts, d.beyond_noise)
-        for name, d in {**parts, "UAR": whole.uar, "WAR": whole.war}.items()
-    ]
-
-
-def _part(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    return table[table["split"] == split].reset_index(drop=True)
+                continue
+            pairs.append((system, split, before[0], after[0]))
+            asked = (system, split) == (primary, "test")
+            if asked or whole.unlike:
+                changes += _changes(system, split, whole, within, asked)
+    changes.sort(key=lambda change: not change.primary)  # stable: the primary ones first
+    return Review(base, now, pairs, changes, notes)
 
 
 def compare_parts(
@@ -202,35 +196,29 @@ def compare_parts(
     names: Sequence[str] = ("base", "now"),
 ) -> tuple[Comparison, dict[str, Difference]]:
     """Compare runs on all of their images, and their UAR within each modality of two classes."""
-    whole, within = compare(before, after, seed, draws=draws, names=names), {}
+    whole, within = compare(before, after, seed, draws, names), {}
     for modality, disease in DISEASES.items():
         parts = [[run[run["modality"] == modality] for run in runs] for runs in (before, after)]
         if {*parts[0][0]["actual"]} >= {"normal", disease}:
-            within[modality] = compare(*parts, seed, draws=draws, names=names).uar
+            within[modality] = compare(*parts, seed, draws, names).uar
     return whole, within
 
 
-def cells(difference: Difference) -> list[str]:
-    """Return both figures, the difference, its interval, and the smallest visible difference."""
-    change = difference.change
-    return [
-        f"{100 * difference.first:.1f} %",
-        f"{100 * difference.second:.1f} %",
-        points(change.value),
-        f"{points(change.low)} to {points(change.high)}",
-        f"{100 * difference.smallest:.1f}",
+def _changes(
+    system: str, split: str, whole: Comparison, within: dict[str, Difference], primary: bool
+) -> list[Change]:
+    adjusted = [difference.p for difference in within.values()]
+    adjusted = holm(adjusted) if primary else adjusted
+    changes = [
+        Change(system, split, UAR_WITHIN[modality], difference, primary, p)
+        for (modality, difference), p in zip(within.items(), adjusted, strict=True)
     ]
+    for figure, difference in {"UAR": whole.uar, "WAR": whole.war}.items():
+        changes.append(Change(system, split, figure, difference, False, difference.p))
+    return changes
 
 
-def _corrected(changes: list[Change]) -> list[Change]:
-    """Judge the primary comparisons after Holm's correction, and put them first."""
-    primary = [change for change in changes if change.primary]
-    adjusted = holm([change.difference.p for change in primary])
-    judged = [replace(c, beyond_noise=p < 0.05) for c, p in zip(primary, adjusted, strict=True)]
-    return judged + [change for change in changes if not change.primary]
-
-
-def _notes(base: Side, now: Side) -> list[str]:
+def _notes(base: RunResults, now: RunResults) -> list[str]:
     notes = []
     profiles = [side.params.get("profile") for side in (base, now)]
     if profiles[0] != profiles[1]:
@@ -239,7 +227,8 @@ def _notes(base: Side, now: Side) -> list[str]:
         notes.append("Phantom run: the images are drawn; no figure says anything about real lungs.")
     for what, name in SHARED.items():
         if count := now.audit.get(f"audit.shared.{what}"):
-            notes.append(f"{name} in more than one split: {count:,}. Figures are too good.")
+            said = "Reported performance is optimistic"
+            notes.append(f"{name} in more than one split: {count:,}. {said}.")
     if any(len(runs) == 1 for side in (base, now) for runs in side.answers.values()):
-        notes.append(f"{ONE_RUN[0].upper()}{ONE_RUN[1:]}.")
+        notes.append(f"{capitalize(ONE_RUN)}.")
     return notes

@@ -12,9 +12,8 @@ from chest.evaluation.metrics import classification_metrics
 from chest.evaluation.patients import per_patient
 from chest.evaluation.predictions import System
 from chest.evaluation.roc import disease_scores, operating_points, roc_metrics, thresholds
-from chest.evaluation.subgroups import Group, score_groups
+from chest.evaluation.subgroups import Group, score_all, score_groups
 
-ALL = "all"  # images of both modalities
 BINS = 20  # of the histograms of scores
 
 
@@ -22,23 +21,26 @@ BINS = 20  # of the histograms of scores
 class Scores:
     """Figures of one system on one split.
 
-    ``answers``: see `predictions.System`. ``found``: over all images; ``headline``: the same as
-    metrics. ``groups``: within modality, site and so on. ``ranking``: `roc_metrics`,
-    `calibration_metrics` and, as ``points``, `operating_points`, whose table is ``points``; it is
-    empty if the system did not answer the validation split. ``patients``: what `headline` and
-    `roc_metrics` give for the mean answer per patient.
+    ``whole``: its answers, and the figures over all of them; ``headline``: the same as metrics.
+    ``groups``: within modality, site and so on. ``points``: see `operating_points`; empty if the
+    system did not answer the validation split. ``ranking``: `roc_metrics`, `calibration_metrics`
+    and, by modality and target, ``points``. ``patients``: what `headline` and `roc_metrics` give
+    for the mean answer per patient.
     """
 
-    answers: pd.DataFrame
-    found: Intervals
+    whole: Group
     headline: dict
     groups: list[Group]
+    points: list[dict]
     ranking: dict
-    points: pd.DataFrame
     patients: dict
 
+    @property
+    def answers(self) -> pd.DataFrame:
+        return self.whole.rows
 
-Found = dict[str, dict[str, Scores]]  # {system: {split: figures}}
+
+ScoresBySystem = dict[str, dict[str, Scores]]  # {system: {split: figures}}
 
 
 def score_system(system: System, seed: int, severity: pd.Series | None) -> dict[str, Scores]:
@@ -54,68 +56,76 @@ def score_system(system: System, seed: int, severity: pd.Series | None) -> dict[
 def _score(
     answers: pd.DataFrame, cuts: dict[str, dict[str, float]], seed: int, severity: pd.Series | None
 ) -> Scores:
-    found, patients = intervals(answers, seed), per_patient(answers)
+    whole, patients = score_all(answers, seed), per_patient(answers)
     points = operating_points(answers, cuts, seed)
     ranking = roc_metrics(answers, seed) | calibration_metrics(answers, seed)
     return Scores(
-        answers=answers,
-        found=found,
-        headline=_headline(answers, found),
+        whole=whole,
+        headline=headline(answers, whole.found),
         groups=score_groups(answers, seed, severity),
-        ranking=ranking | ({"points": nest_points(points)} if len(points) else {}),
         points=points,
-        patients=headline(patients, seed) | roc_metrics(patients, seed),
+        ranking=ranking | ({"points": _nest_points(points)} if points else {}),
+        patients=headline(patients, intervals(patients, seed)) | roc_metrics(patients, seed),
     )
 
 
-def headline(answers: pd.DataFrame, seed: int) -> dict:
+def headline(answers: pd.DataFrame, found: Intervals) -> dict:
     """Return `classification_metrics` with the limits of the 95 % intervals beside the values.
 
     ``uar_low`` and ``uar_high`` stand beside ``uar``; ``recall_low`` and ``recall_high`` hold the
     limits of each class.
     """
-    return _headline(answers, intervals(answers, seed))
-
-
-def _headline(answers: pd.DataFrame, found: Intervals) -> dict:
     metrics = classification_metrics(answers["actual"], answers["predicted"])
-    recall = metrics.pop("recall")
-    limits = _limits("uar", found.uar, "uar_") | _limits("war", found.war, "war_")
     return {
-        **limits,
-        "recall": recall,
-        "recall_low": {label: found.recall[label].low for label in recall},
-        "recall_high": {label: found.recall[label].high for label in recall},
-        **{key: value for key, value in metrics.items() if key not in limits},
+        **found.uar.as_dict("uar"),
+        **found.war.as_dict("war"),
+        "recall": metrics["recall"],
+        "recall_low": {label: found.recall[label].low for label in metrics["recall"]},
+        "recall_high": {label: found.recall[label].high for label in metrics["recall"]},
+        **{key: x for key, x in metrics.items() if key not in ("uar", "war", "recall")},
     }
 
 
-def nest_points(points: pd.DataFrame) -> dict:
+def _nest_points(points: list[dict]) -> dict:
     """Return {modality: {target: {threshold, sensitivity, sensitivity_low, …, best}}}."""
     nested: dict = {}
-    for row in points.to_dict("records"):
-        nested.setdefault(row.pop("modality"), {})[row.pop("target")] = row
+    for row in points:
+        figures = {key: x for key, x in row.items() if key not in ("modality", "target")}
+        nested.setdefault(row["modality"], {})[row["target"]] = figures
     return nested
 
 
-def uar_rows(column: str, system: System, seed: int) -> list[dict]:
-    """Return rows of ``plots/uar.csv`` and ``plots/probes.csv``: all images, then each modality.
+def uar_table(column: str, scores: ScoresBySystem) -> pd.DataFrame:
+    """Return ``plots/uar.csv`` or ``plots/probes.csv``: all images, then each modality.
 
-    `column` is the name of the first column, which holds the system's key. A modality with images
-    of one class has no row. ``bar`` names the row: `dvc plots` compares revisions by it.
+    `column` is the name of the first column, which holds the key. A modality with images of one
+    class has no row. ``bar`` names a row: `dvc plots` compares revisions by it.
     """
-    rows = []
-    for split in (split for split in EVALUATED if split in system.splits):
-        answers = system.of(split)
-        groups = score_groups(answers, seed, kinds=("modality",))
-        parts = [(ALL, answers, intervals(answers, seed))]
-        parts += [(group.key, group.rows, group.found) for group in groups if group.several_classes]
-        rows += [
-            {column: system.key, "split": split, "within": within, **_limits("uar", found.uar)}
-            | {"n": len(part), "bar": _bar(system.key, within, split)}
-            for within, part, found in parts
-        ]
-    return rows
+    return pd.DataFrame(
+        {
+            **{column: key, "split": split, "within": group.key},
+            **_figures("uar", group.found.uar),
+            **{"n": len(group.rows), "bar": _bar(key, group.key, split)},
+        }
+        for key, by_split in scores.items()
+        for split, own in by_split.items()
+        for group in [own.whole, *own.groups]
+        if group.kind == "all" or (group.kind == "modality" and group.several_classes)
+    )
+
+
+def recall_table(scores: ScoresBySystem) -> pd.DataFrame:
+    """Return ``plots/recall.csv``: a row per system, split and class; see `uar_table`."""
+    return pd.DataFrame(
+        {
+            **{"system": key, "split": split, "class": label},
+            **_figures("recall", interval),
+            **{"n": int((own.answers["actual"] == label).sum()), "bar": _bar(key, label, split)},
+        }
+        for key, by_split in scores.items()
+        for split, own in by_split.items()
+        for label, interval in own.whole.found.recall.items()
+    )
 
 
 def nest_uars(uars: pd.DataFrame) -> dict:
@@ -125,19 +135,9 @@ def nest_uars(uars: pd.DataFrame) -> dict:
         figures = nested.setdefault(row["probe"], {})
         if row["split"] == "external":
             figures = figures.setdefault("external", {})
-        name = "uar" if row["within"] == ALL else f"uar_{row['within']}"
-        figures |= {name: row["uar"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
+        name = "uar" if row["within"] == "all" else f"uar_{row['within']}"
+        figures |= Interval(row["uar"], row["low"], row["high"]).as_dict(name)
     return nested
-
-
-def recall_rows(key: str, found: dict[str, Scores]) -> list[dict]:
-    """Return rows of ``plots/recall.csv``, one per split and class; see `uar_rows`."""
-    return [
-        {"system": key, "split": split, "class": label, **_limits("recall", interval)}
-        | {"n": int((scores.answers["actual"] == label).sum()), "bar": _bar(key, label, split)}
-        for split, scores in found.items()
-        for label, interval in scores.found.recall.items()
-    ]
 
 
 def score_bins(split: str, answers: pd.DataFrame) -> pd.DataFrame:
@@ -161,16 +161,15 @@ def worst_mistakes(answers: pd.DataFrame) -> pd.DataFrame:
     NaN for an unparsed one.
     """
     wrong = answers[answers["actual"] != answers["predicted"]]
-    columns = {"truth": "actual", "probability": "predicted"}
-    named = {
-        name: [row.get(row[column], np.nan) for row in wrong.to_dict("records")]
-        for name, column in columns.items()
-    }
-    return wrong.assign(**named).sort_values(["truth", "image_id"], ignore_index=True)
+    records = wrong.to_dict("records")
+    truth = [row[row["actual"]] for row in records]
+    probability = [row.get(row["predicted"], np.nan) for row in records]
+    wrong = wrong.assign(truth=truth, probability=probability)
+    return wrong.sort_values(["truth", "image_id"], ignore_index=True)
 
 
-def _limits(name: str, interval: Interval, prefix: str = "") -> dict[str, float]:
-    figures = {name: interval.value, f"{prefix}low": interval.low, f"{prefix}high": interval.high}
+def _figures(name: str, interval: Interval) -> dict[str, float]:
+    figures = {name: interval.value, "low": interval.low, "high": interval.high}
     return {key: round(value, 4) for key, value in figures.items()}
 
 

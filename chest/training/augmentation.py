@@ -15,9 +15,9 @@ def draw_changes(
 ) -> torch.Tensor:
     """Draw a change for each image of an array of `shape`, float64 (\\*shape, 5), uniformly.
 
-    Columns: rotation in degrees, shift to the right and down in shares of the side, scale and
-    contrast as factors. They are drawn on the CPU for whole batches, so that any device and any
-    number of processes change an image alike.
+    Columns: rotation in degrees, shift to the right and down as shares of the side, scale and
+    contrast as factors. They are drawn on the CPU for whole batches, so that they do not depend on
+    the device or the number of processes.
     """
     ranges = [settings.rotate, settings.shift, settings.shift, settings.scale, settings.contrast]
     unchanged = [0, 0, 0, 1, 1]
@@ -25,16 +25,16 @@ def draw_changes(
 
 
 def change(images: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
-    """Return grey `images` from 0 to 1, (B, 1, side, side), changed as `changes`, (B, 5), says.
+    """Apply `changes`, (B, 5), to grey `images` from 0 to 1, (B, 1, side, side).
 
-    Both are floats of one type. Images are rotated (clockwise) and scaled about their centre and
-    shifted, bilinearly; what comes in from outside repeats the border. Contrast is about each
-    image's own mean; values stay from 0 to 1.
+    Both have the same float type. Images are rotated (clockwise) and scaled about their centre,
+    then shifted, with bilinear interpolation and the border repeated. Contrast is scaled about the
+    mean of each image; values are clipped to 0 and 1.
     """
-    # grid_sample asks where each pixel comes from: shift, rotation and scale are undone.
+    # grid_sample needs the place that each pixel comes from, so all changes are inverted.
     angle, scale = torch.deg2rad(changes[:, 0]), changes[:, 3]
     cos, sin = ((f(angle) / scale).view(-1, 1, 1) for f in (torch.cos, torch.sin))
-    # From -1 to 1 between the centres of the outermost pixels: a length of 2 is side - 1 pixels.
+    # -1 and 1 are the centres of the outermost pixels, side - 1 pixels apart.
     side = images.shape[-1]
     line = torch.linspace(-1, 1, side, dtype=images.dtype, device=images.device)
     right, down = (changes[:, 1:3] * (2 * side / (side - 1))).unbind(1)

@@ -1,7 +1,4 @@
-"""Training states on disk, from which an interrupted training resumes.
-
-They lie in .resume/<system>/, which neither Git nor DVC tracks: a state is no result.
-"""
+"""Training states in .resume/<system>/, from which an interrupted training resumes."""
 
 import json
 import sys
@@ -15,16 +12,16 @@ from safetensors.torch import save_file
 
 from chest.core.files import remove, replacing
 from chest.models.common.device import saving
-from chest.models.common.fingerprint import WORK, Fingerprint, differences
+from chest.models.common.fingerprint import RESUME_FOLDER, Fingerprint, differences
 
-KEPT = 2  # if the newest state cannot be read, the one before it serves
+KEPT = 2  # the older one is used if the newest cannot be read
 
 
 @dataclass(frozen=True)
 class States:
-    """The states of a system's training, one safetensors file each; the newest KEPT stay.
+    """The saved states of a system's training: one safetensors file each, the newest KEPT.
 
-    Only states with this `fingerprint` are resumed from: it names all that the result depends on.
+    Only states with the same `fingerprint`, of all that the result depends on, are loaded.
     """
 
     system: str
@@ -32,10 +29,10 @@ class States:
 
     @property
     def folder(self) -> Path:
-        return WORK / self.system
+        return RESUME_FOLDER / self.system
 
     def save(self, step: int, state: dict) -> None:
-        """Save `state`: nested dicts and lists of tensors and of what JSON can hold."""
+        """Save `state`: nested dicts and lists of tensors and JSON values."""
         tensors: dict[str, torch.Tensor] = {}
 
         def set_aside(tensor: torch.Tensor) -> dict:
@@ -53,9 +50,9 @@ class States:
             remove(path)
 
     def load(self) -> dict | None:
-        """Return the newest state of this fingerprint, or None; a line says why one is not used.
+        """Return the newest state with this fingerprint, or None; print why others are not used.
 
-        Tensors are on the CPU. All keys are strings, and all sequences lists.
+        Tensors are on the CPU, all keys are strings, and all sequences are lists.
         """
         for path in reversed(self._found()):
             try:
@@ -71,15 +68,15 @@ class States:
         return None
 
     def clear(self) -> None:
-        """Remove all states: the stage is done."""
+        """Remove all states, once the stage is done."""
         remove(self.folder)
 
     def _found(self) -> list[Path]:
-        """Return the states, oldest first; those of an earlier training may have higher steps."""
+        """Return the states by age, oldest first: steps of an earlier training may be higher."""
         states = self.folder.glob("step-*.safetensors")
         return sorted(states, key=lambda path: path.stat().st_mtime_ns)
 
 
 def _fetch(file: safe_open, part: dict) -> object:
-    """Return the tensor for which `part` stands; any other part as it is."""
+    """Return the tensor that `part` refers to, and any other part unchanged."""
     return file.get_tensor(part["tensor"]) if "tensor" in part else part

@@ -1,4 +1,4 @@
-"""A whole fine-tuning stage, from the packed images to the predictions, for any classifier."""
+"""A fine-tuning stage from the packed images to the predictions, for any family of models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from dvclive import Live
 from scipy.special import softmax
-from torch import nn
+from transformers import PreTrainedModel
 
 from chest.core.files import replacing, write_table
 from chest.core.params import Params
@@ -16,28 +16,27 @@ from chest.data.dataset import read_dataset
 from chest.evaluation import predictions
 from chest.evaluation.predictions import Record, tabulate
 from chest.models.common.checkpoints import Source, find_checkpoint
+from chest.models.common.classification import head_of, save_classifier
 from chest.models.common.device import Precision, describe_run, float_type, start
 from chest.models.common.fingerprint import fingerprint
 from chest.models.common.image_store import place_images
-from chest.models.common.pixels import Normalization, load_normalization
+from chest.models.common.pixels import load_normalization
+from chest.models.common.preprocessing import describe_preprocessing, write_preprocessing
 from chest.training.calibration import divide_logits, fit_temperature
 from chest.training.checkpointing import States
 from chest.training.loop import Task, predict, train
 from chest.training.settings import TrainingSettings
 
 MODELS = Path("models")
-# Loads a checkpoint for images of a side in px, with a new 3-class head, as a type of float.
-LoadClassifier = Callable[[Source, int, torch.dtype], nn.Module]
-SaveClassifier = Callable[[nn.Module, Normalization, Path], None]
+# Loads a checkpoint as a classifier with a new head (LABELS), for images of a side in px.
+LoadClassifier = Callable[[Source, int, torch.dtype], PreTrainedModel]
 
 
-def finetune(
-    system: str, name: str, params: Params, load: LoadClassifier, save: SaveClassifier
-) -> None:
-    """Train, calibrate and evaluate a classifier by the block `system` of params.yaml.
+def finetune(system: str, name: str, params: Params, load: LoadClassifier) -> None:
+    """Train and calibrate a classifier, and predict validation, test and external images.
 
-    Writes the model, the training curve, and the predictions for validation, test and external.
-    `name` is what tables and charts call the system.
+    The settings are the block `system` of params.yaml; `name` is what tables and charts show.
+    Writes the model, the training curve and the predictions.
     """
     settings = params.system(system, TrainingSettings)
     data = read_dataset("train", "val", "test", side=settings.image_size)
@@ -51,7 +50,7 @@ def finetune(
     states = States(system, fingerprint(accelerator, source, settings.image_size, parameters))
 
     curve, best_epoch = train(task, params.seed, states, live_log(accelerator))
-    with interrupt_note("The training is saved: the next run resumes with its calibration."):
+    with interrupt_note("The training is saved: the next run resumes with the calibration."):
         temperature = calibrate(task)
         rows = data.rows("val", "test", "external")
         probabilities = softmax(predict(task, rows), axis=1)
@@ -66,10 +65,12 @@ def finetune(
                     "best_epoch": best_epoch,
                     "select_by": settings.select_by,
                     "temperature": round(temperature, 4),
+                    **describe_preprocessing(params, settings.image_size, task.normalization),
                 },
             )
             with replacing(MODELS / system) as folder:
-                save(model, task.normalization, folder)
+                save_classifier(model, task.normalization, settings.image_size, folder)
+                write_preprocessing(folder, params)
             write_table(predictions.CURVES / f"{system}.csv", curve, float_format="%.6g")
             predictions.write(system, tabulate(data.table.iloc[rows], probabilities), record)
             states.clear()
@@ -77,17 +78,17 @@ def finetune(
 
 
 def calibrate(task: Task) -> float:
-    """Divide the model's logits by the temperature that fits validation best, and return it."""
+    """Fit the temperature on validation, build it into the model, and return it."""
     if task.settings.calibrate == "none":
         return 1.0
     rows = task.data.rows("val")
     temperature = fit_temperature(predict(task, rows), task.data.targets()[rows])
-    divide_logits(task.model, temperature)
+    divide_logits(head_of(task.model), temperature)
     return temperature
 
 
 def live_log(accelerator: Accelerator) -> Callable[[dict], None]:
-    """Return a function that adds a row to the curves in live/; the main process writes them."""
+    """Return a function that logs a row of the curve to live/; only the main process writes."""
     if not accelerator.is_main_process:
         return lambda row: None
     # By default dvclive would rewrite dvc.yaml and save an experiment.

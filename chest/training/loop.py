@@ -1,8 +1,4 @@
-"""The training loop: optimizer steps, validation, saving and resuming.
-
-A classifier is any module whose ``forward(pixel_values=...)`` returns an object with ``logits``,
-(B, 3).
-"""
+"""The training loop: optimizer steps, validation, saving and resuming."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from chest.core.errors import ParameterError
 from chest.core.labels import LABELS
@@ -34,29 +31,29 @@ from chest.training.sampling import draw_epoch, logit_adjustment, sampling_weigh
 from chest.training.selection import best_epoch, validation_figures
 from chest.training.settings import TrainingSettings
 
-MAX_GRADIENT_NORM = 1.0  # the default of transformers: guards against a single bad batch
+MAX_GRADIENT_NORM = 1.0  # the default of transformers; limits the damage of a bad batch
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, on what, and where. `key` names the block of settings in messages."""
+    """A model, its data, device and settings. ``key`` names the settings in error messages."""
 
     key: str
     settings: TrainingSettings
     accelerator: Accelerator
-    model: nn.Module
+    model: PreTrainedModel  # for image classification, with LABELS
     data: Dataset
     images: ImageStore
     normalization: Normalization
 
     @cached_property
     def steps(self) -> int:
-        """Optimizer steps of an epoch."""
+        """Optimizer steps in an epoch."""
         return -(-len(self.data.rows("train")) // self.settings.batch_size)
 
     @property
     def total(self) -> int:
-        """Optimizer steps of the whole training."""
+        """Optimizer steps in the whole training."""
         return self.steps * self.settings.epochs
 
 
@@ -65,25 +62,25 @@ class TrainingState:
     """All that the rest of a training depends on, the same in every process.
 
     ``epoch`` epochs are finished, with a row each in ``curve``, and ``step`` steps of the next one,
-    with ``losses``, (steps of an epoch,). ``best_weights`` are those of the best epoch so far.
+    with their ``losses``, (steps of an epoch,). ``best_weights``: those of the best epoch so far.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     optimizer: torch.optim.Optimizer
     losses: torch.Tensor
     epoch: int = 0
     step: int = 0
     curve: list[dict] = field(default_factory=list)
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    saved: int = 0  # steps that are done in the newest state on disk
+    saved: int = 0  # `done` of the newest state on disk
 
     @property
     def done(self) -> int:
-        """Steps of all epochs."""
+        """Finished steps of all epochs."""
         return self.epoch * len(self.losses) + self.step
 
     def state_dict(self) -> dict:
-        """Return what `load_state_dict` restores, random generators included."""
+        """Return what `load_state_dict` restores, including the random number generators."""
         device = self.losses.device
         return {
             "model": self.model.state_dict(),
@@ -112,14 +109,15 @@ class TrainingState:
 def train(
     task: Task, seed: int, states: States, log: Callable[[dict], None]
 ) -> tuple[pd.DataFrame, int]:
-    """Train the model, which is on its device, and leave it with the weights of the best epoch.
+    """Train the model, which is on its device, and load the weights of the best epoch.
 
-    It resumes from the newest of `states`. One is saved every ``save_every`` steps, at the end, and
-    on Ctrl-C or SIGTERM, before KeyboardInterrupt is raised. `log` gets each row of the curve.
+    Training resumes from the newest of `states`. A state is saved every ``save_every`` steps, at
+    the end, and on Ctrl-C or SIGTERM, before KeyboardInterrupt is raised. `log` is called with each
+    row of the curve.
 
     Returns the curve (epoch, from 1, train_loss, val_loss, learning_rate of the epoch's last step,
-    val_uar, val_war, val_within, val_worst) and the best epoch. Raises ParameterError for settings
-    that cannot be followed, a batch that the memory does not hold, and a loss that is not finite.
+    val_uar, val_war, val_within, val_worst) and the best epoch. Raises ParameterError for
+    impossible settings, a batch that does not fit into memory, and a loss that is not finite.
     """
     check_schedule(task)
     state = begin(task, states)
@@ -146,7 +144,7 @@ def train(
 
 
 def check_schedule(task: Task) -> None:
-    """Raise ParameterError if the settings do not fit the number of images or of processes."""
+    """Raise ParameterError if warm-up or batch size do not fit the training or the processes."""
     settings, processes = task.settings, task.accelerator.num_processes
     if settings.warmup_steps > task.total:
         raise ParameterError(
@@ -161,7 +159,7 @@ def check_schedule(task: Task) -> None:
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices and kernels, not on biases and norms."""
+    """Return AdamW with weight decay on matrices and kernels, but not on biases and norms."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     decayed = {"params": [p for p in parameters if p.ndim > 1]}
     others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
@@ -171,7 +169,7 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.
 
 
 def learning_rate(task: Task, step: int) -> float:
-    """Return the rate of a step, counted from 0: a linear warm-up, then a cosine down to 0."""
+    """Return the learning rate of `step`, from 0: linear warm-up, then cosine decay to 0."""
     warmup = task.settings.warmup_steps
     if step < warmup:
         return task.settings.lr * step / warmup
@@ -180,7 +178,7 @@ def learning_rate(task: Task, step: int) -> float:
 
 
 def begin(task: Task, states: States) -> TrainingState:
-    """Return the newest state on disk, which the main process reads for all, or the first one."""
+    """Return the newest state on disk, read by the main process, or the initial state."""
     accelerator = task.accelerator
     losses = torch.zeros(task.steps, device=accelerator.device, dtype=float_type(accelerator))
     state = TrainingState(task.model, make_optimizer(task.model, task.settings), losses)
@@ -200,7 +198,7 @@ def run_epochs(
     log: Callable[[dict], None],
     interrupted: Callable[[], bool],
 ) -> None:
-    """Take the steps that are left; if interrupted, save the state and return."""
+    """Train the remaining epochs; if interrupted, save the state and return."""
     main, settings = task.accelerator.is_main_process, task.settings
 
     def save() -> None:
@@ -212,7 +210,7 @@ def run_epochs(
     while state.epoch < settings.epochs:
         rng = np.random.default_rng([seed, state.epoch])
         for _ in train_epoch(task, state, parallel, optimizer, rng):
-            leave = main and interrupted()  # the other processes fail when it has left
+            leave = main and interrupted()  # the launcher then ends the other processes
             if leave or state.done % settings.save_every == 0:
                 save()
             if leave:
@@ -229,11 +227,11 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     rng: np.random.Generator,
 ) -> Iterator[None]:
-    """Take the steps that are left of an epoch, and yield after each.
+    """Train the remaining steps of an epoch; yield after each.
 
-    `parallel` and `optimizer` are what accelerate prepared. Gradients are those of the whole batch,
-    of which each process takes its share. No step waits for the device: rows, targets and
-    augmentation are there before the first one.
+    `parallel` and `optimizer` were prepared by accelerate. Each process takes its share of a batch;
+    gradients are averaged. No step waits for the device: rows, targets and augmentation are copied
+    there before the first one.
     """
     accelerator, settings = task.accelerator, task.settings
     device, dtype = accelerator.device, float_type(accelerator)
@@ -261,9 +259,9 @@ def train_epoch(
 
 
 def draw_share(task: Task, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor | None]:
-    """Draw an epoch's batches and augmentation; return this process's share of each batch.
+    """Draw the batches and augmentation of an epoch, and return this process's share of each batch.
 
-    These are rows, int64 (steps, B), and changes on the device, (steps, B, 5), or None.
+    Returns rows, int64 (steps, B), and changes on the device, (steps, B, 5), or None.
     """
     accelerator, settings = task.accelerator, task.settings
     rows = task.data.rows("train")
@@ -277,7 +275,7 @@ def draw_share(task: Task, rng: np.random.Generator) -> tuple[np.ndarray, torch.
 
 
 def finish_epoch(task: Task, state: TrainingState) -> None:
-    """Validate, add a row to the curve, and keep the weights if the epoch is the best so far."""
+    """Validate, add a row to the curve, and keep the weights of the best epoch so far."""
     epoch, loss = state.epoch + 1, state.losses.mean().item()
     rows = task.data.rows("val")
     logits = predict(task, rows)

@@ -1,4 +1,4 @@
-"""Class balance: which training images make up each batch, or a loss adjusted for frequencies."""
+"""Class balance: sampling of the training images, or a loss adjusted for class frequencies."""
 
 import numpy as np
 import pandas as pd
@@ -8,11 +8,11 @@ from chest.core.labels import LABELS
 
 
 def sampling_weights(table: pd.DataFrame, balance: str) -> np.ndarray | None:
-    """Return the probability to draw each row of the training `table`, float64 (n,).
+    """Return the probability of drawing each row of the training `table`, float64 (n,).
 
     ``class`` makes the classes equally frequent, ``class_modality`` the classes of each modality
-    (COVID-19 CT, normal CT, normal X-ray, tuberculosis X-ray). None for other values of `balance`:
-    every image once.
+    (COVID-19 CT, normal CT, normal X-ray, tuberculosis X-ray). Returns None for other values of
+    `balance`: every image is drawn once.
     """
     columns = {"class": ["label"], "class_modality": ["label", "modality"]}.get(balance)
     if columns is None:
@@ -26,8 +26,8 @@ def draw_epoch(
 ) -> np.ndarray:
     """Draw the batches of an epoch: numbers of training images, int64 (steps, batch_size).
 
-    With `weights` images are drawn with replacement. Without, each image comes once, and the last
-    batch is filled up from the front.
+    With `weights` images are drawn with replacement. Without, each is drawn once, and the last
+    batch is filled with the first images.
     """
     shape = (-(-images // batch_size), batch_size)
     if weights is None:
@@ -36,7 +36,7 @@ def draw_epoch(
 
 
 def logit_adjustment(targets: np.ndarray, balance: str) -> torch.Tensor:
-    """Return what is added to the logits in the training loss alone, float64 (3,).
+    """Return what to add to the logits, in the training loss only, float64 (3,).
 
     With ``logit_adjusted`` this is the logarithm of each class's share of the training images, so
     that the logits themselves minimise the balanced error (Menon et al. 2021, arXiv:2007.07314,

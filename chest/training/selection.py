@@ -1,4 +1,4 @@
-"""Which epoch is kept: figures on the validation split, and the best of them."""
+"""Validation figures, and the epoch that they select."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ import pandas as pd
 from chest.core.labels import MODALITIES
 from chest.evaluation.metrics import classification_metrics
 
-PLACES = 6  # figures are rounded before they are compared: noise must not choose another epoch
+DECIMALS = 6  # figures are rounded before they are compared, so that noise decides nothing
 
 
 def validation_figures(table: pd.DataFrame, predicted: np.ndarray) -> dict[str, float]:
     """Return val_uar, val_war, val_within and val_worst of `predicted` class names, (n,).
 
     `table` has the columns label and modality. val_within is the mean of the UARs within CT and
-    within X-ray, of those that have two classes (val_uar if neither has), val_worst the lowest
-    class recall.
+    within X-ray, without a modality of one class (val_uar if both have one class); val_worst is the
+    lowest class recall.
     """
     actual, modality = table["label"].to_numpy(), table["modality"].to_numpy()
     metrics = classification_metrics(actual, predicted)
@@ -36,10 +36,10 @@ def validation_figures(table: pd.DataFrame, predicted: np.ndarray) -> dict[str, 
 def best_epoch(curve: Sequence[dict], select_by: str) -> int:
     """Return the epoch with the highest ``val_<select_by>``.
 
-    Among equals it is the one with the lowest validation loss, then the earliest.
+    Ties go to the lowest validation loss, then to the earliest epoch.
     """
 
     def figures(row: dict) -> tuple[float, float]:
-        return round(row[f"val_{select_by}"], PLACES), -round(row["val_loss"], PLACES)
+        return round(row[f"val_{select_by}"], DECIMALS), -round(row["val_loss"], DECIMALS)
 
     return max(curve, key=figures)["epoch"]

@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning: a block of ``params.yaml`` for each trained system."""
+"""Fine-tuning settings: a block of ``params.yaml`` for each trained system."""
 
 from typing import Annotated, Literal
 
@@ -6,22 +6,18 @@ from pydantic import Field
 
 from chest.core.params import Count, Positive, Section, Text
 
-Degrees = Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
-Half = Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
-BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
 
 class Augment(Section):
     """Largest random changes of a training image."""
 
-    rotate: Degrees
-    shift: Half  # share of the side
-    scale: Half
-    contrast: BelowOne
+    rotate: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]  # degrees
+    shift: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]  # share of the side
+    scale: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
+    contrast: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class TrainingSettings(Section):
-    """What ``params.yaml`` says about each key."""
+    """Fine-tuning settings; ``params.yaml`` documents each."""
 
     checkpoint: Text
     revision: Text
@@ -30,7 +26,7 @@ class TrainingSettings(Section):
     warmup_steps: Count
     batch_size: Positive
     epochs: Positive
-    weight_decay: BelowOne
+    weight_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
     balance: Literal["none", "class", "class_modality", "logit_adjusted"]
     augment: Augment | None
     select_by: Literal["within", "uar", "worst"]

@@ -35,8 +35,8 @@ def draw_picture(seed, side=40):
 
 
 def draw_volume(path, seed=0):
-    """Write a volume of noise in Hounsfield units, 12 x 14 pixels and 9 slices."""
-    values = np.random.default_rng(seed).integers(-1000, 900, (12, 14, 9)).astype(np.int16)
+    """Write a volume of noise in Hounsfield units, 36 x 42 pixels and 9 slices."""
+    values = np.random.default_rng(seed).integers(-1000, 900, (36, 42, 9)).astype(np.int16)
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(values, np.diag([0.7, 0.7, 8, 1])), path)
 

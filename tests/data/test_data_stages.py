@@ -57,7 +57,7 @@ def test_each_volume_gives_its_centre_slice(cut):
         with Image.open(row.path) as picture:
             assert picture.mode == "L"
             assert np.array_equal(np.asarray(picture), expected)
-        assert (row.columns, row.rows) == ("12", "14")
+        assert (row.columns, row.rows) == ("36", "42")
 
 
 def test_position_and_window_are_parameters(indexed):
@@ -73,7 +73,7 @@ def test_bad_headers_are_listed_before_a_slice_is_cut(indexed, capsys):
     whole = gzip.decompress((STUDIES / "CT-0/study_0001.nii.gz").read_bytes())
     (STUDIES / "CT-0/study_0001.nii.gz").write_bytes(b"no volume")
     (STUDIES / "CT-0/study_0002.nii").write_bytes(whole[:2000])
-    constant = nib.Nifti1Image(np.zeros((9, 9, 9), np.int16), np.eye(4))
+    constant = nib.Nifti1Image(np.zeros((40, 40, 9), np.int16), np.diag([1, 1, 5, 1]))
     nib.save(constant, STUDIES / "CT-1/study_0255.nii.gz")  # which only cutting it tells
     message = failure("extract_slices", capsys)
     for told in ("2 problems", "study_0001", "study_0002", f"2,000 of {len(whole):,} bytes"):
@@ -84,11 +84,11 @@ def test_bad_headers_are_listed_before_a_slice_is_cut(indexed, capsys):
 def test_damage_inside_volumes_is_listed_and_nothing_is_written(indexed, capsys):
     path = STUDIES / "CT-0/study_0001.nii.gz"
     noise = np.random.default_rng(0).integers(-999, 999, (60, 60, 60)).astype(np.int16)
-    nib.save(nib.Nifti1Image(noise, np.eye(4)), path)
+    nib.save(nib.Nifti1Image(noise, np.diag([1, 1, 5, 1])), path)
     damaged = bytearray(gzip.decompress(path.read_bytes()))
     damaged[-600] ^= 1
     path.write_bytes(gzip.compress(damaged)[:-8] + path.read_bytes()[-8:])
-    constant = nib.Nifti1Image(np.full((9, 9, 9), -2000, np.int16), np.eye(4))
+    constant = nib.Nifti1Image(np.full((40, 40, 9), -2000, np.int16), np.diag([1, 1, 5, 1]))
     nib.save(constant, STUDIES / "CT-1/study_0255.nii.gz")
     message = failure("extract_slices", capsys)
     for told in ("2 problems", "CRC", "a constant picture"):

@@ -1,10 +1,15 @@
 """Every kind of PNG and JPEG gives the same grey picture; what is none is refused."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
+from support import require_shared
 
-from chest.data.pictures import PictureError, read_picture, resize_grey
+from chest.data.pictures import Picture, PictureError, fit, read_picture, read_pictures, resize_grey
+from chest.data.volumes import read_axial_slice, to_grey
 
 SIDE = 32
 GREY = np.add.outer(np.arange(40), np.arange(60) * 2).astype(np.uint8)  # 60 x 40 px, 0 to 157
@@ -57,6 +62,71 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     deep = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     pixels = read_pixels(save(tmp_path / "a.png", Image.fromarray(deep)), 64)
     assert np.array_equal(pixels, np.round(deep / 257))
+
+
+@pytest.mark.parametrize(
+    ("used", "stated", "depth"),
+    [
+        *((bits, None, bits) for bits in (8, 10, 12, 14)),
+        (10, 12, 12),  # a dark picture
+        (16, 12, 16),  # scaled to 16 bits, as the standard of PNG wants it
+        (12, 16, None),
+    ],
+)
+def test_fewer_bits_in_sixteen_are_scaled_by_their_depth(tmp_path, used, stated, depth):
+    deep = np.linspace(0, 2**used - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+    path = save(tmp_path / "a.png", Image.fromarray(deep))
+    if stated:  # the chunk sBIT comes after the header, which ends at byte 33
+        content, chunk = path.read_bytes(), b"sBIT" + bytes([stated])
+        chunk = struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(content[:33] + chunk + content[33:])
+    if depth:
+        assert np.abs(read_pixels(path, 64) - deep * (255 / (2**depth - 1))).max() <= 0.5
+    else:
+        with pytest.raises(PictureError, match="only 17 grey values"):
+            read_pixels(path, 64)
+
+
+def save_deep_colours(path, deep):
+    """Write a PNG of 16-bit colours, which Pillow reads only."""
+    rows = np.repeat(deep[..., None], 3, axis=2).astype(">u2").reshape(len(deep), -1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">IIBBBBB", deep.shape[1], deep.shape[0], 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + name + body
+        content += struct.pack(">I", zlib.crc32(name + body))
+    path.write_bytes(content)
+
+
+def test_deep_colours_are_read_if_they_use_their_range(tmp_path):
+    save_deep_colours(tmp_path / "a.png", GREY.astype(np.uint16) * 257)
+    assert np.array_equal(
+        read_pixels(tmp_path / "a.png"), read_pixels(save(tmp_path / "b.png", KINDS["L"]))
+    )
+
+
+def test_the_main_picture_of_an_mpo_is_taken_and_cmyk_is_not_inverted(tmp_path):
+    expected = read_pixels(save(tmp_path / "a.jpg", KINDS["RGB"], quality=95)).astype(int)
+    second = Image.fromarray(255 - GREY).convert("RGB")
+    options = {"format": "MPO", "save_all": True, "append_images": [second], "quality": 95}
+    assert np.array_equal(read_pixels(save(tmp_path / "b.jpg", KINDS["RGB"], **options)), expected)
+    cmyk = save(tmp_path / "c.jpg", KINDS["RGB"].convert("CMYK"), quality=95)
+    assert np.abs(read_pixels(cmyk) - expected).max() <= 3
+
+
+def test_no_real_image_is_refused():
+    real, study = require_shared("real"), require_shared("real-study")
+    films = [path for path in study.rglob("image/*.png")][::10]
+    for picture in read_pictures(
+        [*real.rglob("image/*.png"), *real.rglob("curated_data/*/*.png"), *films], [112]
+    ):
+        assert isinstance(picture, Picture), picture
+    cuts = [(path, "minmax") for path in sorted(study.rglob("*.nii.gz"))[::10]]
+    cuts += [(path, kind) for path in real.rglob("*.nii.gz") for kind in ("minmax", "window")]
+    assert len(cuts) > 100
+    for path, kind in cuts:
+        fit(Image.fromarray(to_grey(read_axial_slice(path), kind)), [112])
 
 
 def test_transparent_pixels_are_black(tmp_path):
@@ -113,6 +183,11 @@ def test_truncated_and_zero_filled_files_are_refused(tmp_path, form, share, fill
 @pytest.mark.parametrize(
     ("write", "told"),
     [
+        (lambda path: Image.fromarray(GREY // 50 * 50).save(path), "only 4 grey values"),
+        (lambda path: Image.fromarray(100 + GREY // 20).save(path), "nearly one grey value"),
+        (lambda path: Image.fromarray(GREY * (GREY > 140)).save(path), "9.% of it black"),
+        (lambda path: Image.fromarray(255 - GREY * (GREY > 140)).save(path), "9.% of it white"),
+        (lambda path: save_deep_colours(path, GREY.astype(np.uint16) * 26), "16-bit colours"),
         (lambda path: None, "no such file"),
         (lambda path: path.write_text("<html>"), "no readable picture"),
         (lambda path: Image.fromarray(GREY).save(path, format="GIF"), "no readable picture"),

@@ -11,7 +11,14 @@ from support import require_shared, run_stage, write_params
 from chest.core.labels import LABELS
 from chest.data.dataset import MANIFEST_COLUMNS
 from chest.data.regions import VISIBLE, visible_region
-from chest.evaluation.baselines import RULES, Rule, fit_linear, pool, rule_probabilities
+from chest.evaluation.baselines import (
+    RULES,
+    Rule,
+    fit_linear,
+    pool,
+    rule_probabilities,
+    scanner_features,
+)
 from chest.evaluation.metrics import classification_metrics
 from chest.evaluation.predictions import read_systems
 from chest.evaluation.probes import fit_probes, read_probes
@@ -121,6 +128,17 @@ def test_regions_are_parts_of_the_image():
     assert (visible_region("lungs", SIDE, mask) == mask).all()
 
 
+def test_the_scanner_model_sees_no_lung():
+    labelled = make_manifest(3, images=1)
+    images = draw_images(labelled, None)
+    other = images.copy()
+    other[:, visible_region("lungs", SIDE)] = 255
+    before, after = (scanner_features(x, labelled) for x in (images, other))
+    assert (before == after).all()
+    other[:, visible_region("no_lungs", SIDE)] += 1
+    assert (before != scanner_features(other, labelled)).any(axis=1).all()
+
+
 @pytest.mark.parametrize("side", [56, 100])
 def test_pooling_averages_what_is_visible(side):
     images = np.random.default_rng(0).integers(0, 256, (3, side, side), dtype=np.uint8)
@@ -138,11 +156,11 @@ def test_a_linear_model_learns_from_training_images_alone():
     features[:, 0] += 2 * (labelled["label"] != "normal")
     fitted = fit_linear(features, labelled)
     assert uar_on_ct(labelled, fitted) > 0.7
-    assert {*fitted.strength} == {"ct", "xray"}
+    assert {*fitted.chosen_c} == {"ct", "xray"}
     held_out = (labelled["split"] != "train").to_numpy()
     features[(labelled["split"] == "test").to_numpy()] = 0
     again = fit_linear(features, labelled)
-    assert again.strength == fitted.strength
+    assert again.chosen_c == fitted.chosen_c
     train = ~held_out
     assert again.probabilities[train] == pytest.approx(fitted.probabilities[train])
     one_class = labelled[(labelled["modality"] == "xray") | (labelled["label"] == "normal")]
@@ -165,5 +183,7 @@ def test_the_stages_answer_every_split_but_training(tmp_path, monkeypatch):
     assert {*systems} == {*RULES, "blind_scanner", "linear_pixels"}
     for system in [*systems.values(), *read_probes(labelled).values()]:
         assert system.splits == {"val", "test", "external"}
+    kinds = {key: system.record.kind for key, system in systems.items()}
+    assert [key for key, kind in kinds.items() if kind != "blind"] == ["linear_pixels"]
     linear = systems["linear_pixels"].of("external")
     assert (linear["actual"] == linear["predicted"]).mean() > 0.9

@@ -5,16 +5,14 @@ import pandas as pd
 import pytest
 from made import constant_system, make_manifest, make_system
 
-from chest.core.errors import InputError, ParameterError
+from chest.core.errors import InputError
 from chest.evaluation.comparison import (
     ONE_RUN,
     compare,
     holm,
     p_value,
-    points,
     pooled,
     primary_comparisons,
-    verdicts,
 )
 from chest.evaluation.intervals import Bootstrap, intervals
 from chest.evaluation.metrics import classification_metrics
@@ -33,12 +31,12 @@ def test_figures_are_those_of_the_answers():
     right = [(t["actual"] == t["predicted"]).to_numpy() for t in (POOR, GOOD)]
     assert result.only_first == (right[0] & ~right[1]).sum()
     assert result.only_second == (right[1] & ~right[0]).sum()
-    assert result.images["total"] == len(GOOD)
-    assert result.uar.smallest == (result.uar.change.high - result.uar.change.low) / 2
+    assert (result.images, result.patients) == (len(GOOD), GOOD["patient_id"].nunique())
+    assert result.uar.half_width == (result.uar.change.high - result.uar.change.low) / 2
 
 
 def test_the_same_patients_are_drawn_for_both():
-    bootstrap = Bootstrap(GOOD, 0)
+    bootstrap = Bootstrap(GOOD["patient_id"], GOOD["actual"], 0)
     net = bootstrap.count((GOOD["actual"] == GOOD["predicted"]).to_numpy())
     net = net - bootstrap.count((POOR["actual"] == POOR["predicted"]).to_numpy())
     drawn = (bootstrap.sums(net) / bootstrap.sums(bootstrap.images)).mean(axis=1)
@@ -47,11 +45,10 @@ def test_the_same_patients_are_drawn_for_both():
 
 
 def test_a_clear_difference_is_more_than_noise():
-    result = compare(POOR, GOOD, 0, names=("poor", "good"))
+    result = compare(POOR, GOOD, 0)
     assert result.uar.beyond_noise
     assert result.uar.p < 0.01
-    assert verdicts(result, ("poor", "good"))[0].startswith("UAR: more than noise: good is better")
-    assert verdicts(result)[-1] == f"{ONE_RUN[0].upper()}{ONE_RUN[1:]}."
+    assert result.note == ONE_RUN
 
 
 def test_identical_answers_do_not_differ():
@@ -60,7 +57,7 @@ def test_identical_answers_do_not_differ():
     assert not result.uar.beyond_noise
     assert result.uar.change.low < 0 < result.uar.change.high  # so few patients may hide one
     assert result.uar.p > 0.5
-    assert verdicts(result) == ["No difference: the same answers to all 240 images."]
+    assert result.unlike == 0
 
 
 def test_constant_answers_differ_by_nothing_for_certain():
@@ -78,9 +75,9 @@ def test_chance_differences_are_seldom_more_than_noise():
             seed,
             draws=1000,
         ).uar.beyond_noise
-        for seed in range(100)
+        for seed in range(40)
     ]
-    assert np.mean(beyond) <= 0.12
+    assert np.mean(beyond) <= 0.18
 
 
 def uar_of(answers):
@@ -94,7 +91,7 @@ def test_seeds_that_differ_widen_the_interval():
     assert both.high - both.low > 1.3 * (alone.high - alone.low)
     result = compare(POOR, runs, 0)
     assert result.runs == (1, 3)
-    assert result.uar.smallest > 1.2 * compare(POOR, runs[1], 0).uar.smallest
+    assert result.uar.half_width > 1.2 * compare(POOR, runs[1], 0).uar.half_width
     assert result.uar.second == pytest.approx(np.mean([intervals(t, 0).uar.value for t in runs]))
     assert compare(runs, runs, 0).note == ""
 
@@ -102,29 +99,28 @@ def test_seeds_that_differ_widen_the_interval():
 def test_intervals_over_patients_and_runs_cover_the_truth():
     # The truth: the mean UAR of very many runs on very many patients.
     rng = np.random.default_rng(0)
-    big = make_manifest(2000, images=1, splits=("test",))
+    big = make_manifest(400, images=1, splits=("test",))
+    few = make_manifest(20, images=1, splits=("test",))
     skills = 2 + rng.normal(size=40)
     truth = np.mean([uar_of(make_system(big, s, i).of("test")) for i, s in enumerate(skills)])
     hits = 0
-    for seed in range(60):
+    for seed in range(30):
         runs = [
-            make_system(LABELLED, 2 + rng.normal(), seed=int(rng.integers(1e6))).of("test")
+            make_system(few, 2 + rng.normal(), seed=int(rng.integers(1e6))).of("test")
             for _ in range(4)
         ]
         found = pooled(runs, seed, 1000).uar
         hits += found.low <= truth <= found.high
-    assert hits >= 48  # 93 % would give fewer in 1 of 1,000 cases
+    assert hits >= 23  # 93 % would give fewer in 1 of 1,000 cases
 
 
 def test_other_images_or_labels_are_refused():
     with pytest.raises(InputError, match="1 images only in the first"):
         compare(GOOD, GOOD[1:], 0)
-    with pytest.raises(InputError, match="another label for 120"):
+    with pytest.raises(InputError, match="another label or patient for 120"):
         compare(GOOD, GOOD.assign(actual="normal"), 0)
     with pytest.raises(InputError, match="more than once"):
         compare(pd.concat([GOOD, GOOD[:1]]), GOOD, 0)
-    with pytest.raises(InputError, match="no answers for val, only for test"):
-        compare(GOOD, GOOD, 0, split="val")
 
 
 def test_holm_and_p_values():
@@ -133,10 +129,6 @@ def test_holm_and_p_values():
     assert holm([]) == []
     assert p_value(np.ones(999)) == 0.002
     assert p_value(np.zeros(999)) == 1
-
-
-def test_points_have_a_sign():
-    assert [points(x) for x in (0.015, -0.002, 0.0001, -0.0001)] == ["+1.5", "-0.2", "0.0", "0.0"]
 
 
 # --- Primary comparisons ---------------------------------------------------------------------
@@ -154,23 +146,15 @@ def test_the_baseline_is_the_best_on_validation_not_on_test():
     strong = made["strong"].answers
     strong.loc[strong["split"] == "test", "predicted"] = "normal"  # the worst on test
     table = primary_comparisons(made, "good", 0)
-    assert list(table["modality"]) == ["ct", "xray"]
-    assert list(table["baseline"]) == ["strong", "strong"]
-    assert list(table["baseline_uar"]) == [0.5, 0.5]
-    assert (table["difference"] == table["uar"] - 0.5).all()
-    assert table["better"].all()
-    assert list(table["p_holm"]) == holm(table["p"])
-    assert list(table["note"]) == [ONE_RUN] * 2
+    assert [row["modality"] for row in table] == ["ct", "xray"]
+    assert [row["p_holm"] for row in table] == holm([row["p"] for row in table])
+    for row in table:
+        assert (row["baseline"], row["baseline_uar"]) == ("strong", 0.5)
+        assert row["difference"] == row["uar"] - 0.5
+        assert row["better"]
+        assert row["note"] == ONE_RUN
 
 
 def test_a_system_no_better_than_the_baseline_is_not_called_better():
-    made = systems(equal=4)
-    table = primary_comparisons(made, "good", 0, runs=[made["equal"].answers])
-    assert not table["better"].any()
-    assert list(table["runs"]) == [2, 2]
-    assert list(table["note"]) == ["", ""]
-
-
-def test_an_unknown_primary_system_is_refused():
-    with pytest.raises(ParameterError, match=r"evaluation\.primary: best"):
-        primary_comparisons(systems(weak=0), "best", 0)
+    table = primary_comparisons(systems(equal=4), "good", 0)
+    assert [row["better"] for row in table] == [False, False]

@@ -7,7 +7,7 @@ from made import constant_system, make_manifest, make_system
 from scipy.stats import beta, norm
 
 from chest.evaluation.calibration import calibration_metrics, reliability, wilson
-from chest.evaluation.intervals import Interval, ResamplingError, intervals
+from chest.evaluation.intervals import Interval, intervals
 from chest.evaluation.metrics import classification_metrics
 from chest.evaluation.roc import auroc
 
@@ -51,7 +51,7 @@ def test_intervals_of_the_auroc_cover_the_truth(distance):
         sick = patient % 2 == 1
         trait = rng.normal(size=50)[patient]  # what a patient's images share
         score = distance * sick + (trait + rng.normal(size=len(patient))) / np.sqrt(2)
-        found = auroc(pd.DataFrame({"patient_id": patient}), sick, score, seed, DRAWS)
+        found = auroc(patient, sick, score, seed, DRAWS)
         hits += found.low <= truth <= found.high
     assert LEAST <= hits / REPETITIONS < 0.995
 
@@ -108,20 +108,11 @@ def test_a_constant_answer_is_certain(label):
 
 
 def test_a_perfect_auroc_is_uncertain_and_a_constant_score_is_not():
-    rows = pd.DataFrame({"patient_id": np.arange(20)})
     truth = np.arange(20) < 10
-    perfect = auroc(rows, truth, truth.astype(float), 0)
+    perfect = auroc(np.arange(20), truth, truth.astype(float), 0)
     assert perfect.high == 1
     assert 0.7 < perfect.low < 0.9
-    assert auroc(rows, truth, np.full(20, 0.3), 0) == Interval(0.5, 0.5, 0.5)
-
-
-def test_patients_must_be_known_and_draws_enough():
-    table = draw_answers(np.random.default_rng(0), (0.8, 0.8))
-    with pytest.raises(ResamplingError, match="patient_id"):
-        intervals(table.assign(patient_id=""), 0)
-    with pytest.raises(ResamplingError, match="draws"):
-        intervals(table, 0, 10)
+    assert auroc(np.arange(20), truth, np.full(20, 0.3), 0) == Interval(0.5, 0.5, 0.5)
 
 
 def test_the_reliability_table_counts_every_image_once():

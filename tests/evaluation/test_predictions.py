@@ -79,8 +79,8 @@ def test_systems_are_sorted_by_kind_and_random_weights_show(written):
     ("change", "message"),
     [
         (lambda t: t[:-1], "31 answers"),  # torn
-        (lambda t: t[::-1], "not sorted"),
-        (lambda t: t.assign(image_id="x" + t["image_id"]), "other images"),  # of other data
+        (lambda t: t[::-1], "another image_id"),
+        (lambda t: t.assign(image_id="x" + t["image_id"]), "another image_id"),  # of other data
         (lambda t: t.assign(actual="normal"), "another actual"),
         (lambda t: t.assign(covid19="0.9"), "sum to 1"),
         (lambda t: t.assign(covid19="nan"), "from 0 to 1"),

@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import ROOT
-from transformers import SiglipModel
+from transformers import ResNetConfig, ResNetForImageClassification, SiglipModel
 
 from chest.core.errors import ParameterError
 from chest.core.params import load_params
 from chest.models.common import checkpoints as module
 from chest.models.common.checkpoints import CheckpointError, find_checkpoint
+from chest.models.common.classification import CLASSES, head_of
 from chest.models.common.device import start
-from chest.models.qwen import load_reader
+from chest.models.qwen import load_qwen as load_qwen_model
 from chest.models.siglip import SiglipPrompts, load_classifier, load_prompt_classifier
 
 PROMPTS = load_params(ROOT / "params.yaml").section("prompts.siglip", SiglipPrompts)
@@ -30,7 +31,7 @@ def load_head(folder, side=112):
 
 
 def load_qwen(folder, side=112):
-    return load_reader(start(0, "fp64"), find_checkpoint(str(folder), "main"), side)
+    return load_qwen_model(start(0, "fp64"), find_checkpoint(str(folder), "main"), side)
 
 
 LOADERS = {"siglip": load_prompts, "qwen": load_qwen}
@@ -77,7 +78,7 @@ def test_a_checkpoint_that_is_nowhere_is_refused(name, tmp_path, monkeypatch):
 # --- Files that are missing or damaged -------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["missing", "torn"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "a list"])
 @pytest.mark.parametrize("part", ["config", "weights", "tokenizer", "preprocessor_config"])
 def test_a_missing_or_torn_file_is_named(damaged, part, damage):
     folder, load = damaged
@@ -88,6 +89,8 @@ def test_a_missing_or_torn_file_is_named(damaged, part, damage):
     file.unlink()
     if damage == "torn":
         file.write_bytes(content[: len(content) // 2])
+    elif damage == "a list":
+        file.write_bytes(b"[1, 2]")
     named = "model_type" if (part, damage) == ("config", "missing") else part
     with pytest.raises(CheckpointError, match=rf"(?s)checkpoint {folder}.*{named}.*fetch it again"):
         load(folder)
@@ -124,6 +127,27 @@ def test_a_new_head_is_all_that_a_classifier_may_lack(checkpoints, tmp_path):
     change_weights(folder, lambda weights: weights.pop("vision_model.post_layernorm.bias"))
     with pytest.raises(CheckpointError, match=r"missing .*post_layernorm\.bias"):
         load_head(folder)
+
+
+def test_a_head_of_other_classes_is_replaced_but_no_other_weight(tmp_path):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    ResNetForImageClassification(ResNetConfig(**sizes, num_labels=5)).save_pretrained(tmp_path)
+    source = find_checkpoint(str(tmp_path), "main")
+
+    def load(**changes):
+        config = source.load_config(ResNetConfig)
+        config.update(CLASSES | changes)
+        new = ("classifier.1.weight", "classifier.1.bias")
+        return source.load_model(ResNetForImageClassification, new=new, config=config)
+
+    model = load()
+    stored = load_file(tmp_path / "model.safetensors")
+    assert head_of(model).out_features == 3
+    assert head_of(model).weight.std() > 0
+    own = model.resnet.state_dict(prefix="resnet.")
+    assert all(torch.equal(own[name], stored[name]) for name in own)
+    with pytest.raises(CheckpointError, match=r"of another shape: resnet"):
+        load(hidden_sizes=[8, 24])
 
 
 # --- Other models ----------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_a_normalization_that_is_none_is_refused(tmp_path, content):
 def test_a_record_tells_device_precision_and_versions(siglip_source):
     accelerator = start(7, "fp64")
     record = describe_run(accelerator, siglip_source, load_classifier(siglip_source, 112), 7)
-    assert record["device"] == device_name(accelerator) == processor_name()
+    assert record["device"] == device_name(accelerator) == f"CPU ({processor_name()})"
     assert (record["precision"], record["processes"], record["seed"]) == ("fp64", 1, 7)
     assert (record["weights"], record["checkpoint"]) == ("random", siglip_source.checkpoint)
     assert float_type(accelerator) == torch.float64

@@ -11,19 +11,23 @@ from chest.core.errors import ParameterError
 from chest.core.labels import LABELS
 from chest.core.params import load_params
 from chest.models.common.checkpoints import CheckpointError, Source, find_checkpoint
-from chest.models.common.classification import ImageRows, classify_rows
+from chest.models.common.classification import (
+    ImageRows,
+    classify,
+    classify_rows,
+    load_trained,
+    save_classifier,
+)
 from chest.models.common.device import start
 from chest.models.common.image_store import place_images
 from chest.models.common.pixels import load_normalization, to_pixels
+from chest.models.common.preprocessing import write_preprocessing
 from chest.models.siglip import (
     SiglipPrompts,
-    classify,
     compare,
     compare_rows,
     load_classifier,
     load_prompt_classifier,
-    load_trained,
-    save_classifier,
     tokenize,
 )
 from chest.models.trained import load_trained_predictor
@@ -85,7 +89,7 @@ def test_cosines_are_not_taken_in_bf16(fresh_precision, siglip_source, images):
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
-def test_prompts_are_lowered_and_padded_at_their_end(siglip_source):
+def test_prompts_are_lower_cased_and_padded_at_their_end(siglip_source):
     tokenizer = siglip_source.load_tokenizer()
     tokenizer.padding_side = "left"  # as SigLIP 2's may be
     ids = tokenize(siglip_source, tokenizer, ["LUNGS", "a chest X-ray"])
@@ -130,23 +134,24 @@ def test_a_saved_classifier_answers_alike_and_predicts(siglip_source, images, tm
     model = load_classifier(siglip_source, 112, torch.float64)
     normalization = load_normalization(siglip_source)
     folder = tmp_path / "finetune_siglip"
-    save_classifier(model, normalization, folder)
+    save_classifier(model, normalization, 112, folder)
     source = find_checkpoint(str(folder), "main")
     assert load_normalization(source) == normalization
     store = place_images(images.numpy(), accelerator.device)
     data = ImageRows(store, np.array([4, 0, 1]), normalization)
     logits = classify_rows(accelerator, model, data, 2)
     assert logits.dtype == np.float64
-    again = load_trained(source, 112, torch.float64)
+    again = load_trained(source, torch.float64)
     np.testing.assert_array_equal(classify_rows(accelerator, again, data, 2), logits)
 
+    write_preprocessing(folder, PARAMS)
     predictor = load_trained_predictor(folder, PARAMS)
     assert (predictor.image_size, predictor.needs_modality) == (112, False)
     probabilities = predictor.classify(images.numpy(), data.rows, ["ct"] * 3)
     odds = np.exp(logits)
     np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True))
     heat = predictor.explain(images.numpy()[:2], np.array([0, 2]))
-    assert heat.shape == (2, 8, 8)
+    assert heat.shape == (2, 14, 14)
     assert predictor.describe(3)["name"] == "finetune_siglip"
 
 
@@ -154,6 +159,6 @@ def test_a_classifier_of_other_classes_is_refused(siglip_source, tmp_path):
     config = load_classifier(siglip_source, 112).config
     config.id2label = dict(enumerate(LABELS[::-1]))
     model = SiglipForImageClassification(config)
-    save_classifier(model, load_normalization(siglip_source), tmp_path)
+    save_classifier(model, load_normalization(siglip_source), 112, tmp_path)
     with pytest.raises(CheckpointError, match="no classifier of covid19, normal, tuberc"):
-        load_trained(find_checkpoint(str(tmp_path), "main"), 112)
+        load_trained(find_checkpoint(str(tmp_path), "main"))

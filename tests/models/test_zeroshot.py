@@ -1,27 +1,18 @@
-"""The zero-shot stages: what they write, resuming, several processes, other processors."""
+"""The zero-shot stages: what they write, resuming, several processes."""
 
 import json
-import os
-import socket
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from support import ROOT, run_in, run_stage, write_params
+from processes import forked, run_in_two_processes
+from support import ROOT, run_stage, write_params
 
 from chest.core.params import load_params
 from chest.models.common import batch_inference
-from chest.models.common.device import start
-from chest.models.siglip import SiglipPrompts, compare, load_prompt_classifier
 
 STAGES = ("zeroshot_qwen", "zeroshot_siglip")
-OTHER_PROCESSOR = {
-    "ATEN_CPU_CAPABILITY": "default",
-    "MKL_CBWR": "COMPATIBLE",
-    "ONEDNN_MAX_CPU_ISA": "SSE41",
-}
 
 
 def read(study, stage):
@@ -31,13 +22,13 @@ def read(study, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_answers_test_and_external_images(study, stage):
+def test_a_stage_answers_validation_test_and_external_images(study, stage):
     run_stage(stage)
     table = pd.read_csv(f"data/predictions/{stage}.csv")
-    assert list(table["image_id"]) == [f"image-{i:02}" for i in range(8, 40)]
-    assert table["split"].value_counts().to_dict() == {"test": 30, "external": 2}
+    assert list(table["image_id"]) == [f"image-{i:02}" for i in range(5, 40)]
+    assert table["split"].value_counts().to_dict() == {"test": 30, "val": 3, "external": 2}
     record = read(study, stage)[1]
-    assert (record["kind"], record["n"], record["weights"]) == ("zero-shot", 32, "random")
+    assert (record["kind"], record["n"], record["weights"]) == ("zero-shot", 35, "random")
     assert record["precision"] == "fp64"
     assert not (study / ".resume" / stage).exists()
 
@@ -70,8 +61,8 @@ def test_an_interrupted_stage_asks_about_no_image_twice(study, monkeypatch, stag
     run_stage(stage)
     assert read(study, stage) == expected
     rows = [row for row in asked if row != "end"]
-    assert set(rows) == set(range(8, 40))
-    assert len(rows) == 32 + 4  # but for the batch whose line was torn
+    assert set(rows) == set(range(5, 40))
+    assert len(rows) == 35 + 4  # but for the batch whose line was torn
     assert not journal.exists()
 
 
@@ -89,54 +80,19 @@ def test_a_predictor_answers_as_the_stage_does(study, stage):
     modalities = np.resize(["ct", "xray", "xray"], 40)[rows]
     images = np.load("data/images/112.npy")
     found = predictor.classify(images, rows, list(modalities))
-    written = table.iloc[rows - 8][["covid19", "normal", "tuberculosis"]]
+    written = table.iloc[rows - 5][["covid19", "normal", "tuberculosis"]]
     np.testing.assert_allclose(found, written, atol=1e-6)
     assert predictor.describe(3)["name"] == read(study, stage)[1]["name"]
     assert predictor.needs_modality == (stage == "zeroshot_qwen")
     if predictor.explain:
-        assert predictor.explain(images[:2], np.array([0, 1])).shape == (2, 8, 8)
+        assert predictor.explain(images[:2], np.array([0, 1])).shape == (2, 14, 14)
 
 
+@forked
 def test_two_processes_write_what_one_writes(study):
     run_stage("zeroshot_siglip")
     expected, record = read(study, "zeroshot_siglip")
     (study / "data/predictions/zeroshot_siglip.csv").unlink()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = "accelerate launch --multi_gpu --num_processes 2 --num_machines 1"
-    options = f"--main_process_port {port} --mixed_precision no --dynamo_backend no"
-    script = str(ROOT / "stages/zeroshot_siglip.py")
-    command = [*launcher.split(), *options.split(), script]
-    run_in(study, *command, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    run_in_two_processes("zeroshot_siglip")
     assert read(study, "zeroshot_siglip") == (expected, record | {"processes": 2})
     assert not (study / ".resume" / "zeroshot_siglip").exists()
-
-
-SCRIPT = """
-import sys
-import numpy as np
-from chest.core.params import load_params
-from test_zeroshot import probabilities
-np.save("other.npy", probabilities(sys.argv[1]))
-"""
-
-
-def probabilities(checkpoint):
-    """Probabilities of the packed images of the study in the working directory."""
-    from chest.models.common.checkpoints import find_checkpoint
-
-    accelerator, prompts = start(0, "fp64"), load_params().section("prompts.siglip", SiglipPrompts)
-    source = find_checkpoint(checkpoint, "main")
-    classifier = load_prompt_classifier(accelerator, source, 112, prompts)
-    with torch.inference_mode():
-        images = torch.from_numpy(np.load("data/images/112.npy"))
-        return compare(accelerator, classifier, images).numpy()
-
-
-def test_fp64_agrees_on_other_processors(study, checkpoints):
-    checkpoint = str(checkpoints / "siglip")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/models")])
-    env = OTHER_PROCESSOR | {"PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
-    run_in(study, sys.executable, "-c", SCRIPT, checkpoint, **env)
-    np.testing.assert_allclose(np.load("other.npy"), probabilities(checkpoint), atol=1e-9, rtol=0)

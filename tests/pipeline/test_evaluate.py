@@ -88,14 +88,14 @@ def write_system(table, key, kind, folder=predictions.FOLDER, splits=("val", "te
         seed=42,
         checkpoint=None if kind == "blind" else "some/where",
         revision="main",
-        device=PROCESSOR,
+        device=f"CPU ({PROCESSOR})",
         precision="fp64",
-        versions={"python": "3.12.99", "torch": "2.0"},
+        versions={"python": "3.12.99", "torch": "2.0+cu130"},
         details={"best_epoch": 2, "temperature": 1.23456789} if kind == "trained" else {},
     )
     predictions.write(key, predictions.tabulate(rows, values), record, folder)
     if kind == "trained" and folder == predictions.FOLDER:
-        curve = [[epoch, 1 / epoch, 1.1 / epoch, 1e-4, 0.5, 0.6] for epoch in (1, 2, 3)]
+        curve = [[epoch, 1 / epoch, 1.1 / epoch, 1e-4, *[0.5] * 4] for epoch in (1, 2, 3)]
         table = pd.DataFrame(curve, columns=list(predictions.CURVE_COLUMNS))
         table.to_csv(predictions.CURVES / f"{key}.csv", index=False)
 
@@ -173,6 +173,7 @@ def test_what_git_tracks_names_no_processor_and_holds_no_nan(first):
         text = path.read_text(encoding="utf-8")
         assert PROCESSOR not in text, path
         assert "3.12.99" not in text, path
+        assert "+cu130" not in text, path
         assert "nan" not in text.lower(), path
     assert read_json(first, "runs")["finetune_siglip"]["device"] == "CPU"
 
@@ -211,7 +212,7 @@ def test_card_and_checklist_tell_what_a_reader_must_know(first):
         assert f"## {heading}\n" in card
     difference = read_json(first, "primary")["ct"]["difference"]
     assert f"{100 * difference:+.1f} points" in card
-    assert "images can show" in card
+    assert "Half-width of" in card
 
 
 def test_without_external_sites(tmp_path, monkeypatch):
@@ -219,10 +220,15 @@ def test_without_external_sites(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "workers", lambda: 1)
     table = make_study(tmp_path, 120, external=False)
     write_system(table, "zeroshot_siglip", "zero-shot", splits=("train", "val", "test"))
+    manifest = pd.read_csv("data/manifest.csv", dtype=str)
+    manifest.loc[(table["split"] == "test") & (table["modality"] == "xray"), "site"] = "Lima"
+    manifest.to_csv("data/manifest.csv", index=False)
     run_stage("evaluate")
     assert read_json(tmp_path, "external") == {}
     assert set(pd.read_csv("plots/uar.csv")["split"]) == {"test"}
-    assert "None: `split.external` names no site" in Path("metrics/model_card.md").read_text()
+    card = Path("metrics/model_card.md").read_text(encoding="utf-8")
+    assert "None: `split.external` names no site" in card
+    assert "Sites of the test split without training images: Lima." in card
     answers = pd.read_csv("data/predictions/zeroshot_siglip.csv")
     expected = classification_metrics(answers["actual"], answers["predicted"])["uar"]
     found = read_json(tmp_path, "all")

@@ -33,7 +33,7 @@ def main() -> None:
     bright = data.images[rows].mean(axis=(1, 2)) > settings.threshold
     probabilities = np.where(bright[:, None], [0.7, 0.2, 0.1], [0.2, 0.7, 0.1])
     table = predictions.tabulate(data.table.iloc[rows], probabilities)
-    record = predictions.Record(name="Grey mean", kind="blind", n=len(rows))
+    record = predictions.Record(name="Grey mean", kind="trained", n=len(rows))
     predictions.write("grey_mean", table, record)
 
 

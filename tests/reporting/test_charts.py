@@ -6,13 +6,16 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from chest.core.labels import LABELS, UNPARSED
 from chest.data.regions import VISIBLE
+from chest.evaluation.predictions import CURVE_COLUMNS
 from chest.reporting import charts
+from chest.reporting.wording import WITHIN
 
 NAMES = {
     "finetune_siglip": "SigLIP, fine-tuned (trained from random weights)",
@@ -29,8 +32,9 @@ NAMES = {
     "linear_pixels": "Linear on 28 x 28 pixels",
 }
 BLIND = list(NAMES)[6:]
-MARKS = charts.palette(NAMES, BLIND)
+STYLES = charts.palette(NAMES, BLIND)
 SPLITS = (["test"], ["test", "external"])
+BASELINES = {"ct": 0.4, "xray": 0.7}
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def intervals(key, keys, column, values, name, splits):
 
 
 def uar_table(splits):
-    return intervals("system", NAMES, "within", charts.WITHIN, "uar", splits)
+    return intervals("system", NAMES, "within", WITHIN, "uar", splits)
 
 
 def size_of(path):
@@ -84,36 +88,39 @@ def size_of(path):
 @pytest.mark.parametrize("splits", SPLITS)
 def test_intervals_of_many_systems_fit(texts, tmp_path, splits):
     path = tmp_path / "chart.png"
-    charts.draw_uars(path, uar_table(splits), MARKS)
-    assert {"0.0 %", "50.0 %", "100.0 %"} <= set(texts())
+    charts.draw_uars(path, uar_table(splits), STYLES, BASELINES)
+    assert {"0.0", "50.0", "100.0"} <= set(texts())
     assert size_of(path)[0] == 910  # 7 inches: 11 points stay legible at 430 px
     recalls = intervals("system", NAMES, "class", LABELS, "recall", splits)
-    charts.draw_recalls(path, recalls, MARKS)
+    charts.draw_recalls(path, recalls, STYLES)
     assert any("Tuberculosis" in text and "n = 1,630" in text for text in texts())
     assert any("external: 5,200" in text for text in texts()) == ("external" in splits)
 
 
 @pytest.mark.parametrize("splits", SPLITS)
-def test_probes_stand_beside_the_best_blind_baseline(texts, tmp_path, splits):
-    probes = intervals("probe", VISIBLE, "within", charts.WITHIN, "uar", splits)
-    charts.draw_probes(tmp_path / "probes.png", probes, uar_table(splits), MARKS)
+def test_probes_stand_beside_the_blind_baseline(texts, tmp_path, splits):
+    probes = intervals("probe", VISIBLE, "within", WITHIN, "uar", splits)
+    charts.draw_probes(tmp_path / "probes.png", probes, BASELINES)
     assert "Border only" in texts()
-    assert any("best blind baseline" in text for text in texts())
+    assert any("best on validation" in text for text in texts())
+    charts.draw_probes(tmp_path / "probes.png", probes, {})
+    assert not any("best on validation" in text for text in texts())
 
 
-def test_the_best_blind_baseline_is_that_of_the_test_split():
-    table = uar_table(["test", "external"]).rename(
-        columns={"system": "row", "within": "panel", "uar": "value"}
+def test_the_line_is_the_given_baseline_whatever_is_best_on_test(monkeypatch, tmp_path):
+    drawn = []
+    axvline = Axes.axvline
+    monkeypatch.setattr(
+        Axes, "axvline", lambda axes, x, **style: (drawn.append(x), axvline(axes, x, **style))
     )
-    best = charts._best_blind(table, MARKS)
-    blind = table[table["row"].isin(BLIND) & (table["split"] == "test")]
-    assert best == {key: blind["value"][blind["panel"] == key].max() for key in charts.WITHIN}
+    charts.draw_uars(tmp_path / "uar.png", uar_table(["test"]), STYLES, BASELINES)
+    assert drawn == [1 / 3, 1 / 2, 0.4, 1 / 2, 0.7]
 
 
 def test_blind_systems_are_grey_and_others_have_colours():
-    assert len({MARKS[key].colour for key in NAMES if key not in BLIND}) == 6
-    assert {MARKS[key].colour for key in BLIND} == {charts.GREY}
-    assert [key for key in NAMES if MARKS[key].hollow] == BLIND
+    assert len({STYLES[key].colour for key in NAMES if key not in BLIND}) == 6
+    assert {STYLES[key].colour for key in BLIND} == {charts.GREY}
+    assert [key for key in NAMES if STYLES[key].hollow] == BLIND
     many = charts.palette({str(i): "x" for i in range(20)}, [])
     assert len(many) == 20  # colours repeat rather than run out
 
@@ -121,12 +128,12 @@ def test_blind_systems_are_grey_and_others_have_colours():
 def test_confusion_cells_show_shares_of_the_row(texts, tmp_path):
     pairs = [("covid19", "covid19")] * 3 + [("covid19", "normal")] + [("normal", UNPARSED)] * 2
     table = pd.DataFrame(pairs, columns=["actual", "predicted"])
-    matrices = [(MARKS[key], "test", table) for key in list(NAMES)[:3]]
+    matrices = [(STYLES[key], "test", table) for key in list(NAMES)[:3]]
     charts.draw_confusions(tmp_path / "c.png", [(*matrices[0][:1], "external", table), *matrices])
     assert {"75 %\n3", "25 %\n1", "100 %\n2", "Unparsed"} <= set(texts())
     assert any("External sites, n = 6\nUAR 37.5 %   WAR 50.0 %" in text for text in texts())
     parsed = table[table["predicted"] != UNPARSED]
-    charts.draw_confusions(tmp_path / "c.png", [(MARKS["blind_site"], "test", parsed)])
+    charts.draw_confusions(tmp_path / "c.png", [(STYLES["blind_site"], "test", parsed)])
     assert "Unparsed" not in texts()
 
 
@@ -159,18 +166,20 @@ def test_reliability_and_scores(texts, tmp_path, splits):
     thresholds = {"ct": 0.5, "xray": 0.3}
     charts.draw_scores(tmp_path / "s.png", pd.concat(scores), thresholds, "SigLIP")
     assert {"COVID-19 (190)", "Tuberculosis (190)", "Normal (190)"} <= set(texts())
-    assert any("threshold set on validation" in text for text in texts())
+    assert any("threshold for a sensitivity" in text for text in texts())
 
 
 @pytest.mark.parametrize("epochs", [1, 40])
-def test_training_has_a_row_per_system(texts, tmp_path, epochs):
+def test_training_has_a_row_per_system_and_marks_what_selected(texts, tmp_path, epochs):
     epoch = np.arange(1, epochs + 1)
-    columns = ("train_loss", "val_loss", "val_uar", "val_war")
-    curve = pd.DataFrame({"epoch": epoch} | {name: 1 / epoch for name in columns})
+    table = pd.DataFrame({"epoch": epoch} | {name: 1 / epoch for name in CURVE_COLUMNS[1:]})
     names = list(NAMES.values())[:3]
-    charts.draw_training(tmp_path / "t.png", {name: (curve, 1) for name in names})
+    curve = charts.TrainingCurve.of(table, {"best_epoch": 1, "select_by": "within"})
+    charts.draw_training(tmp_path / "t.png", dict.fromkeys(names, curve))
     assert sum("Cross-entropy" in text for text in texts()) == 3
-    charts.draw_training(tmp_path / "t.png", {names[0]: (curve, None)})
+    assert {"UAR within modality *", "UAR"} <= {*texts()}
+    charts.draw_training(tmp_path / "t.png", {names[0]: charts.TrainingCurve(table)})
+    assert {"UAR within modality", "UAR"} <= {*texts()}
 
 
 @pytest.fixture
@@ -207,16 +216,18 @@ def test_regions_and_looks(texts, tmp_path, pictures):
     charts.draw_regions(tmp_path / "r.png", images, table["modality"], "Drawn phantoms.")
     assert {"Lungs hidden", "Border only", "CT", "X-ray"} <= set(texts())
     look = np.eye(4, dtype=np.float32)
-    charts.draw_look(tmp_path / "l.png", images[0], look, "Normal 90 %", "a.png", "No diagnosis.")
+    charts.draw_relevance(
+        tmp_path / "l.png", images[0], look, "Normal 90 %", "a.png", "No diagnosis."
+    )
     assert "As the model sees it (32 x 32 px)" in texts()
-    charts.draw_look(tmp_path / "l.png", images[0], 0 * look, "Normal 90 %", "a.png", "None.")
+    charts.draw_relevance(tmp_path / "l.png", images[0], 0 * look, "Normal 90 %", "a.png", "None.")
 
 
 def test_the_same_chart_gives_the_same_bytes_in_every_users_style(tmp_path):
     first, second = tmp_path / "1.png", tmp_path / "2.png"
-    charts.draw_uars(first, uar_table(["test"]), MARKS)
+    charts.draw_uars(first, uar_table(["test"]), STYLES, BASELINES)
     with mpl.rc_context({"font.size": 20, "axes.grid": True, "figure.facecolor": "red"}):
-        charts.draw_uars(second, uar_table(["test"]), MARKS)
+        charts.draw_uars(second, uar_table(["test"]), STYLES, BASELINES)
     assert first.read_bytes() == second.read_bytes()
     assert b"matplotlib" not in first.read_bytes().lower()
 
@@ -225,5 +236,5 @@ def test_a_chart_that_fails_leaves_the_old_one(tmp_path):
     path = tmp_path / "chart.png"
     path.write_bytes(b"old")
     with pytest.raises(AttributeError):
-        charts.draw_uars(path, uar_table(["test"]).drop(columns="low"), MARKS)
+        charts.draw_uars(path, uar_table(["test"]).drop(columns="low"), STYLES, {})
     assert path.read_bytes() == b"old"

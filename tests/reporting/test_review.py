@@ -10,6 +10,10 @@ from answers import a_system, write_run
 from support import commit, load_script, run_in, write_params
 
 from chest.core.errors import ChestError
+from chest.evaluation.comparison import Difference
+from chest.evaluation.intervals import Interval
+from chest.reporting.report import judgement
+from chest.reporting.review import Change
 
 PIPELINE = """
 stages:
@@ -63,11 +67,19 @@ def test_a_planted_difference_is_more_than_noise(repository):
     )
     primary = rows_of(report, "primary")
     assert ["UAR within CT" in row for row in primary] == [True, False]
-    assert all("| +20.8 |" in row and "| primary | yes |" in row for row in primary)
+    assert all("| +20.8 |" in row and "| primary | yes | 0.0020 (Holm) |" in row for row in primary)
     assert len(rows_of(report, "exploratory")) == 2
     assert "The same answers as before: Other." in report
     assert "one training run: its own noise is not in the interval" in report.lower()
     assert page.count("<img") == 1  # confusion matrices; the learning curves are the same
+
+
+def test_a_verdict_against_the_interval_is_explained():
+    barely = Difference(0.5, 0.6, Interval(0.1, 0.01, 0.2), p=0.04)
+    change = Change("s", "test", "UAR within CT", barely, primary=True, p=0.08)
+    assert judgement(change) == ["primary", "no, after Holm's correction", "0.0800 (Holm)"]
+    explored = Change("s", "test", "UAR", barely, primary=False, p=0.04)
+    assert judgement(explored) == ["exploratory", "yes", "0.0400"]
 
 
 def test_the_same_answers_are_no_difference(repository):
@@ -114,7 +126,8 @@ def test_further_runs_bring_in_the_noise_of_training(repository):
     assert all("| +4.2 |" in row for row in rows_of(report, "primary"))
     several, _ = reviewed("HEAD~4", "--head", "HEAD~3", "--runs", "HEAD~2", "HEAD~1", "HEAD")
     widths = [
-        float(rows_of(text, "primary")[0].split(" | ")[9].strip("| ")) for text in (report, several)
+        float(rows_of(text, "primary")[0].split(" | ")[10].strip("| "))
+        for text in (report, several)
     ]
     assert widths[1] > 2 * widths[0]
 

@@ -39,7 +39,7 @@ def test_a_planted_difference_is_found_in_a_fresh_clone(compared):
     assert lines["UAR within CT"][3:8] == ["75.0", "%", "95.8", "%", "+20.8"]
     assert {"UAR within X-ray", "UAR", "WAR", "COVID-19 recall", "Tuberculosis recall"} <= {*lines}
     assert "UAR within CT: more than noise: tuned is better than HEAD~1:tuned by 20.8" in text
-    assert "only the first is\nright on 0, only the second on 100." in text
+    assert "only the first is right on\n0, only the second on 100." in text
     assert "One training run: its own noise is not in the interval." in text
 
 
@@ -51,8 +51,8 @@ def test_json_is_for_programs(compared):
     found = json.loads(compared("other", "tuned", "--json", "--split", "all"))
     assert found["uar"]["change"]["value"] == pytest.approx(0.2083, abs=1e-4)
     assert found["beyond_noise"] == {"uar": True, "war": True, "ct": True, "xray": True}
-    ct = found["within"]["ct"]
-    assert ct["smallest"] == pytest.approx((ct["change"]["high"] - ct["change"]["low"]) / 2)
+    change = found["within"]["ct"]["change"]
+    assert found["half_width"]["ct"] == pytest.approx((change["high"] - change["low"]) / 2)
 
 
 def test_several_runs_widen_the_interval_and_drop_the_note(compared):
@@ -61,7 +61,7 @@ def test_several_runs_widen_the_interval_and_drop_the_note(compared):
         compared("other", "HEAD:tuned", "--runs", "HEAD~1:tuned", "--first-runs", "other", "--json")
     )
     assert two["uar"]["second"] == pytest.approx((0.75 + 0.9583) / 2, abs=1e-4)
-    assert two["uar"]["smallest"] > 2 * one["uar"]["smallest"]
+    assert two["half_width"]["uar"] > 2 * one["half_width"]["uar"]
     assert (one["note"] != "", two["note"]) == (True, "")
 
 

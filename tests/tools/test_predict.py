@@ -2,7 +2,10 @@
 
 import io
 import json
+import re
+import runpy
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -18,13 +21,15 @@ from chest.core.labels import LABELS
 from chest.core.params import load_params
 from chest.data.collections import CT_SLICES, CT_VOLUMES, XRAYS
 from chest.models.common.checkpoints import find_checkpoint
+from chest.models.common.classification import save_classifier
 from chest.models.common.pixels import load_normalization
-from chest.models.siglip import load_classifier, save_classifier
+from chest.models.common.preprocessing import write_preprocessing
+from chest.models.siglip import load_classifier
 
 predict = load_script("tools/predict.py")
 SIDE = 112
 NAME = "Secret^Name"
-GREY = (np.add.outer(np.arange(9), np.arange(11) * 100) - 900).astype(np.int16)
+GREY = (np.add.outer(np.arange(40), np.arange(44) * 25) - 900).astype(np.int16)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,8 @@ def home(checkpoints, tmp_path_factory):
     write_params(folder, **changes, **{"phantom.expected_counts": None})
     source = find_checkpoint(siglip, "main")
     model = load_classifier(source, SIDE)
-    save_classifier(model, load_normalization(source), folder / "models/finetune_siglip")
+    save_classifier(model, load_normalization(source), SIDE, folder / "models/finetune_siglip")
+    write_preprocessing(folder / "models/finetune_siglip", load_params(folder / "params.yaml"))
     (folder / "stages").symlink_to(ROOT / "stages")
     return folder
 
@@ -71,18 +77,19 @@ def save_dicom(path, pixels=GREY, modality="CT", **tags):
     return path
 
 
-def save_series(folder, values):
+def save_series(folder, values, height=0, **tags):
     """Write a volume, Hounsfield units in RAS+, as a DICOM series in `folder`."""
     for k in range(values.shape[2]):
         pixels = values[::-1, ::-1, k].T  # rows to posterior, columns to the patient's left
-        save_dicom(folder / f"IM{k}", pixels, ImagePositionPatient=[0, 0, 3 * k])
+        place = [0, 0, height + 3 * k]
+        save_dicom(folder / f"IM{k}", pixels, ImagePositionPatient=place, **tags)
 
 
 @pytest.fixture
 def mixed(tmp_path, place, phantoms):
     """A folder with images of all kinds, and files of other kinds."""
     folder = tmp_path / "all kinds"
-    values = np.random.default_rng(0).integers(-1000, 1000, (11, 9, 7)).astype(np.int16)
+    values = np.random.default_rng(0).integers(-1000, 1000, (44, 40, 7)).astype(np.int16)
     save_series(folder / "series", values)
     nib.save(nib.Nifti1Image(values, np.diag([0.7, 0.8, 3, 1])), folder / "volume.nii.gz")
     xray = next((phantoms / XRAYS).rglob("image/*.png"))
@@ -147,10 +154,10 @@ def test_raw_files_get_the_answers_of_the_packed_images(
 def test_a_dicom_series_gets_the_answer_of_the_same_volume(
     home, mixed, tmp_path, capsys, monkeypatch, normalize
 ):
-    for name in ("models", "stages"):
-        (tmp_path / name).symlink_to(home / name)
+    shutil.copytree(home / "models", tmp_path / "models")
     write_params(tmp_path, **{"slices.normalize": normalize, "slices.position": 0.3})
     monkeypatch.chdir(tmp_path)
+    write_preprocessing(tmp_path / "models/finetune_siglip", load_params())
     series, volume = ask(capsys, mixed / "series", mixed / "volume.nii.gz")["answers"]
     assert [series[label] for label in LABELS] == [volume[label] for label in LABELS]
     for answer, told in ((series, "DICOM, CT"), (volume, "NIfTI")):
@@ -180,6 +187,23 @@ def test_the_table_for_people_tells_modality_slice_and_notice(mixed, capsys):
     assert lines[-2:] == [predict.NOTICE, predict.RANDOM]
 
 
+def test_a_model_reads_slices_as_those_it_was_trained_on(
+    home, mixed, tmp_path, capsys, monkeypatch
+):
+    due = ask(capsys, mixed / "volume.nii.gz", "--model", home / "models/finetune_siglip")
+    shutil.copytree(home / "models", tmp_path / "models")
+    write_params(tmp_path, **{"slices.normalize": "window", "slices.position": 0.3})
+    monkeypatch.chdir(tmp_path)
+    predict.main([str(mixed / "volume.nii.gz"), "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["answers"] == due["answers"]
+    assert "not as in params.yaml: position center, normalize minmax" in err
+    for content in ("{}", '{"slices": {"position": "center"}}', "["):
+        (tmp_path / "models/finetune_siglip/preprocessing.json").write_text(content)
+        with pytest.raises(ChestError, match=r"preprocessing\.json: missing or damaged"):
+            predict.main([str(mixed / "volume.nii.gz")])
+
+
 # --- What is answered ------------------------------------------------------------------------
 
 
@@ -201,6 +225,70 @@ def test_each_name_gets_an_answer_copies_and_links_too(mixed, capsys):
     assert names_in(answers, mixed) == expected  # c.dcm once, where it is named first
     by_name = dict(zip(expected, answers, strict=True))
     assert by_name["link.png"]["normal"] == by_name["a scan.PNG"]["normal"]
+
+
+def test_series_of_two_patients_and_of_two_passes_are_told_apart(mixed, capsys):
+    values = np.random.default_rng(1).integers(-1000, 1000, (44, 40, 6)).astype(np.int16)
+    save_series(mixed / "other", values, StudyInstanceUID="7.8")  # and the series of the first
+    for number, height in (("1", 0), ("2", 1)):
+        tags = {"AcquisitionNumber": number, "SeriesInstanceUID": "4.5"}
+        save_series(mixed / f"pass{number}", values, height, **tags)
+    for path in (mixed / "pass2").iterdir():
+        path.rename(mixed / "pass1" / f"{path.name}b")
+    names = names_in(ask(capsys, mixed)["answers"], mixed)
+    assert [name for name in names if "/" in name] == [
+        *("other/IM3", "pass1/IM3", "pass1/IM3b", "series/IM3")
+    ]
+
+
+def test_a_volume_of_one_slice_may_be_an_xray(mixed, capsys):
+    film = np.random.default_rng(0).integers(0, 4000, (44, 40, 1)).astype(np.int16)
+    nib.save(nib.Nifti1Image(film, np.diag([0.2, 0.2, 1, 1])), mixed / "film.nii.gz")
+    (answer,) = ask(capsys, mixed / "film.nii.gz")["answers"]
+    assert answer["modality"] is None
+    (answer,) = ask(capsys, mixed / "film.nii.gz", "--modality", "xray")["answers"]
+    assert answer["modality"] == "xray"
+
+
+def test_odd_inputs_are_answered_rightly_or_refused_by_name(place, tmp_path, capsys):
+    """See its README.md for what each file is."""
+    odd = require_shared("odd-inputs")
+    with pytest.raises(InputError) as caught:
+        predict.main([str(odd), "--json", "--keep-going"])
+    out, err = capsys.readouterr()
+    answers = json.loads(out)["answers"]
+    scores = dict(zip(names_in(answers, odd), [x["normal"] for x in answers], strict=True))
+    assert {Path(name).parts[0] for name in scores} == {
+        *("bits", "ct-padding", "ct-rescale", "links", "nifti", "png-16bit"),
+        *("study-with-dose-report", "two-patients", "xray"),
+    }
+    for same in (
+        ("png-16bit/c_12in16.png", "png-16bit/a_8bit.png"),
+        ("ct-padding/m2000.nii.gz", "ct-padding/m3024.dcm"),
+        ("ct-padding/plain.nii.gz", "ct-padding/plain.dcm", "ct-rescale/a_both.dcm"),
+        ("xray/a_m2.dcm", "xray/b_m1.dcm"),
+        ("xray/d_m1_pad0.dcm", "xray/e_m2_pad65535.dcm"),
+    ):
+        assert np.ptp([scores[name] for name in same]) < 5e-3, same
+    assert {"two-patients/A/IM0010.dcm", "two-patients/B/IM0010.dcm"} <= {*scores}
+    said = {str(p.file.relative_to(odd)): p.found for p in caught.value.problems}
+    said |= dict(re.findall(rf"Skipped {odd}/(.*?): (.*)", err))
+    for name, reason in {
+        "bits/b_leftaligned.dcm": "HighBit 15",
+        "ct-rescale/d_empty.dcm": "a RescaleSlope that is empty",
+        "nifti/b_stack_first_identity.nii.gz": "an affine that says nothing",
+        "nifti/i_mask.nii.gz": "only 2 grey values",
+        "png-16bit/g_deeplesion.png": "nearly one grey value",
+        "series-gap/gap_half/IM0018.dcm": "104 mm above",
+        "study-with-dose-report/dose/report.dcm": "a secondary capture",
+        "views/LEFT_LATERAL.dcm": "an X-ray that is not frontal",
+        "views/XTABLE_LATERAL.dcm": "an X-ray that is not frontal",
+        "views/k_forprocessing.dcm": "an X-ray for processing",
+        "views/zz_BodyPart_HAND.dcm": "the body part HAND",
+        "window/c_8bitwindow.dcm": "of it white",
+    }.items():
+        assert reason in said.pop(name)
+    assert {Path(name).parts[0] for name in said} <= {"README.md", "links"}  # no links any more
 
 
 def test_nothing_personal_is_printed(mixed, capsys):
@@ -293,6 +381,9 @@ def test_elsewhere_it_says_where_to_run_it(mixed, monkeypatch):
     monkeypatch.chdir(mixed)
     with pytest.raises(ChestError, match="run this in the repository's root"):
         predict.main(["b.jpeg"])
+    for tool in ("lock", "predict", "sweep"):
+        with pytest.raises(SystemExit, match="run this in the repository's root"):
+            runpy.run_path(str(ROOT / f"tools/{tool}.py"), run_name="__main__")
 
 
 def test_real_images_are_read(place, capsys):

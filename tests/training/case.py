@@ -10,7 +10,7 @@ from support import write_params
 from chest.data.dataset import MANIFEST_COLUMNS, Dataset
 from chest.training.settings import TrainingSettings
 
-SYSTEM = "finetune_siglip"
+SYSTEM, ZEROSHOT = "finetune_siglip", "zeroshot_siglip"
 AUGMENT = {"rotate": 10.0, "shift": 0.05, "scale": 0.1, "contrast": 0.2}
 SETTINGS = {
     "lr": 1e-3,
@@ -48,12 +48,14 @@ def side_of(checkpoint: Path) -> int:
 
 
 def draw(side: int, seed: int = 0) -> Dataset:
-    """Draw 64 noisy images: the upper left differs in brightness from group to group."""
+    """Draw 64 noisy images with stripes, whose direction differs from group to group."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 100, (len(SPLITS), side, side))
     groups = [i % len(GROUPS) for i in range(len(SPLITS))]
+    rows, columns = np.mgrid[:side, :side]
+    stripes = [rows * 0, rows, columns, rows + columns]
     for image, group in zip(images, groups, strict=True):
-        image[: side // 2, : side // 2] += 50 * group
+        image += 100 * (stripes[group] // 2 % 2)
     label, modality = zip(*(GROUPS[group] for group in groups), strict=True)
     table = pd.DataFrame({"image_id": [f"i{i:02}" for i in range(len(SPLITS))]})
     table = table.assign(label=label, modality=modality, split=SPLITS)
@@ -63,7 +65,9 @@ def draw(side: int, seed: int = 0) -> Dataset:
 def write_case(folder: Path, checkpoint: Path, **changes) -> Path:
     """Write params.yaml, manifest, split and packed images to `folder`, and return it."""
     chosen = settings(checkpoint, **changes).model_dump()
-    write_params(folder, **{f"phantom.{SYSTEM}": chosen})
+    zeroshot = {key: chosen[key] for key in ("checkpoint", "image_size")}
+    changes = {f"phantom.{ZEROSHOT}.{key}": value for key, value in zeroshot.items()}
+    write_params(folder, **{f"phantom.{SYSTEM}": chosen}, **changes)
     data = draw(chosen["image_size"])
     manifest = data.table.assign(**{name: "x" for name in MANIFEST_COLUMNS[4:]})
     manifest = manifest.assign(path=data.table["image_id"], width="1", height="1")

@@ -3,23 +3,26 @@
 import signal
 
 import pytest
-from case import SYSTEM, write_case
-from support import run_stage
+from case import SYSTEM, ZEROSHOT, write_case
+from support import load_script, run_stage
 
 
 @pytest.fixture(scope="session")
-def checkpoint(checkpoints):
-    """Folder of the tiny SigLIP; to be read only."""
-    return checkpoints / "siglip"
+def checkpoint(tmp_path_factory):
+    """Folder of a SigLIP that is tinier than the phantoms', with 16 patches; to be read only."""
+    folder = tmp_path_factory.mktemp("tinier")
+    load_script("data/make_checkpoints.py").make_siglip(folder, side=32, patch=8)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def peaceful(checkpoint, tmp_path_factory):
-    """Folder in which the stage ran uninterrupted in this process; to be read only."""
+    """Folder in which the stages ran uninterrupted in this process; to be read only."""
     folder = write_case(tmp_path_factory.mktemp("peaceful"), checkpoint)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run_stage(SYSTEM)
+        run_stage(ZEROSHOT)
     return folder
 
 

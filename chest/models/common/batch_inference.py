@@ -1,4 +1,4 @@
-"""Inference on many rows: batches dealt to the processes, halved if the memory does not suffice."""
+"""Inference on many rows: batches are dealt to the processes, and halved if memory runs out."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from chest.core.parallel import progress
 from chest.models.common.journal import Journal
 
-Inference = Callable[[np.ndarray], torch.Tensor | list]  # row numbers (B,) to as many answers
+Inference = Callable[[np.ndarray], torch.Tensor | list]  # of row numbers (B,), returns B answers
 
 
 def infer(
@@ -21,11 +21,11 @@ def infer(
     function: Inference,
     journal: Journal | None = None,
 ) -> dict[int, object]:
-    """Return {row: answer} of `function` for all rows of `batches`, in every process.
+    """Call `function` on all `batches` and return {row: answer}, in every process.
 
-    Batches are dealt to the processes. If the device's memory does not hold one, it and all that
-    follow are halved. Rows that `journal` knows are not asked about again, and it gets the answers
-    of each batch.
+    Batches are dealt to the processes. If one does not fit into the device's memory, it and all
+    that follow are halved. Rows that are in `journal` are skipped, and the answers of each batch
+    are added to it.
     """
     known = _read(accelerator, journal) if journal else {}
     open_batches = [_without(batch, known) for batch in batches]
@@ -40,7 +40,7 @@ def infer(
                 answers = _as_list(answers)
                 journal.add(dict(zip(batch.tolist(), answers, strict=True)))
             done.append((batch, answers))
-    # Tensors become lists only now: that waits for the device.
+    # Tensors become lists only now, since that waits for the device.
     pairs = [pair for rows, a in done for pair in zip(rows.tolist(), _as_list(a), strict=True)]
     return known | dict(gather_object(pairs))
 
@@ -51,7 +51,7 @@ def in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _read(accelerator: Accelerator, journal: Journal) -> dict[int, object]:
-    """Read the journal once for all processes: one may add to it before another has read it."""
+    """Read the journal in the main process: others might see what a process has just added."""
     return broadcast_object_list([journal.answers() if accelerator.is_main_process else None])[0]
 
 
@@ -60,7 +60,7 @@ def _without(batch: np.ndarray, known: dict[int, object]) -> np.ndarray:
 
 
 def _fitting(batches: list[np.ndarray], function: Inference) -> Iterator[tuple[np.ndarray, object]]:
-    """Yield each batch with its answers, in halves where the device's memory does not hold it."""
+    """Yield each batch with its answers; a batch that does not fit into memory is halved."""
     waiting, most = deque(batches), max(map(len, batches), default=0)
     while waiting:
         batch = waiting.popleft()
@@ -75,7 +75,7 @@ def _fitting(batches: list[np.ndarray], function: Inference) -> Iterator[tuple[n
         else:
             yield batch, answers
             continue
-        # Outside the handler: the error holds the tensors that are to be freed.
+        # Outside the handler: the error keeps the tensors that are to be freed.
         most = len(batch) // 2
         clear_device_cache(garbage_collection=True)
         waiting.appendleft(batch)

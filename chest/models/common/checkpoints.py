@@ -18,8 +18,8 @@ from transformers.utils import cached_file
 
 from chest.core.errors import ChestError, printable
 
-# What a damaged or foreign file of a checkpoint raises. Anything else is a bug of ours or another
-# version of a library, and keeps its traceback. JSON and Unicode errors are ValueErrors.
+# What a damaged or foreign file of a checkpoint raises; JSON and Unicode errors are ValueErrors.
+# Any other exception is a bug or an incompatible library, and keeps its traceback.
 BAD_FILE = (OSError, SafetensorError, StrictDataclassError, TemplateError, ValueError, KeyError)
 
 
@@ -29,7 +29,7 @@ class CheckpointError(ChestError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from; ``commit`` is what the revision named, None for a folder."""
+    """Where weights come from. ``commit``: what `revision` resolved to, None for a folder."""
 
     checkpoint: str
     revision: str
@@ -43,12 +43,19 @@ class Source:
         with self.reading(part):
             return load(self.checkpoint, revision=self.commit or self.revision, **arguments)
 
+    def load_dict(self, load: Callable, part: str = "config.json") -> dict:
+        """Return the content of a JSON file, read by a ``get_..._dict`` of transformers.
+
+        Raises CheckpointError if the file is missing or holds no mapping.
+        """
+        content, _ = self.load(load, part)
+        if not isinstance(content, dict):
+            raise self.error(f"its {part} holds no mapping")
+        return content
+
     @contextmanager
     def reading(self, part: str, *other: type[Exception]) -> Iterator[None]:
-        """Raise CheckpointError if parsing the checkpoint's `part` in this block fails.
-
-        That is, if it raises BAD_FILE or one of the `other` errors.
-        """
+        """Turn BAD_FILE and `other` errors of a block that parses `part` into CheckpointError."""
         try:
             yield
         except (*BAD_FILE, *other) as error:
@@ -63,17 +70,17 @@ class Source:
         """Load the configuration; raises CheckpointError if it is not a `kind`.
 
         Only config.json is fetched. Without this check transformers would read another model's
-        file and take the sizes that it does not name from the defaults of `kind`.
+        file and fill in the sizes that it does not name with the defaults of `kind`.
         """
-        content, _ = self.load(PreTrainedConfig.get_config_dict)
-        found = content.get("model_type")
+        found = self.load_dict(PreTrainedConfig.get_config_dict).get("model_type")
         if found != kind.model_type:
             raise self.error(f"its model_type is {printable(found)}, expected {kind.model_type}")
         return self.load(kind.from_pretrained)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the checkpoint."""
-        with self.reading("tokenizer", RuntimeError):  # sentencepiece raises it for damaged files
+        # sentencepiece raises RuntimeError for a damaged file, transformers the others for a list.
+        with self.reading("tokenizer", RuntimeError, TypeError, AttributeError):
             return self.load(AutoTokenizer.from_pretrained, "tokenizer")
 
     def load_model(
@@ -85,10 +92,11 @@ class Source:
     ) -> PreTrainedModel:
         """Load a model of class `kind` and check that every weight comes from the checkpoint.
 
-        `new` names weights that may be missing (a new head); `unused` are prefixes of weights that
-        the model does not have. Other `arguments` go to ``from_pretrained``. Raises CheckpointError
-        if weights are missing, have another shape or belong to another architecture: transformers
-        would initialise them at random, or drop them, and only warn.
+        `new` names weights that may be missing or of another shape (a new head); `unused` are
+        prefixes of weights that the model does not have. Other `arguments` go to
+        ``from_pretrained``. Raises CheckpointError for all other weights that are missing, have
+        another shape or have no place in the model: transformers would initialise them at random,
+        or drop them, and only warn.
         """
         model, info = self.load(
             kind.from_pretrained,
@@ -98,12 +106,14 @@ class Source:
             ignore_mismatched_sizes=True,
             **arguments,
         )
-        missing = {*info["missing_keys"]} - {*new} | {key for key, *_ in info["mismatched_keys"]}
+        mismatched = {key for key, *_ in info["mismatched_keys"]}
+        missing = {*info["missing_keys"], *mismatched} - {*new}
         if missing:
             raise self.error(f"weights are missing or of another shape: {_shorten(missing)}")
         foreign = {key for key in info["unexpected_keys"] if not key.startswith(tuple(unused))}
         if foreign:
-            raise self.error(f"{kind.__name__} has no place for weights: {_shorten(foreign)}")
+            name = type(model).__name__
+            raise self.error(f"{name} has no place for weights: {_shorten(foreign)}")
         return model
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Where and how models run: one device, one precision, and what a run must record."""
+"""Device and precision that models run with, and the description of a run."""
 
 import errno
 import platform
@@ -22,8 +22,8 @@ LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "scikit-learn")
 Precision = Literal["auto", "fp32", "fp64", "bf16"]
 
 
-def start(seed: int, precision: Precision = "auto") -> Accelerator:
-    """Choose the device (CUDA if there is one, else CPU) and precision, and seed all generators.
+def start(seed: int | None, precision: Precision = "auto") -> Accelerator:
+    """Choose the device (CUDA if there is one, else CPU) and precision; seed all generators.
 
     ``auto`` is bf16 mixed precision on a GPU that has bf16 in hardware, else fp32. With ``fp64``
     results agree between processors far beyond the digits that are written; `float_type` then is
@@ -38,7 +38,8 @@ def start(seed: int, precision: Precision = "auto") -> Accelerator:
     mixed = "bf16" if precision == "bf16" else "no"
     accelerator = Accelerator(mixed_precision=mixed, cpu=not cuda)
     accelerator.float_type = torch.float64 if precision == "fp64" else torch.float32
-    set_seed(seed)
+    if seed is not None:
+        set_seed(seed)
     return accelerator
 
 
@@ -55,14 +56,14 @@ def precision_name(accelerator: Accelerator) -> str:
 
 
 def device_name(accelerator: Accelerator) -> str:
-    """Return the model of the GPU, or of the processor."""
+    """Return the name of the GPU, or ``CPU (<processor model>)``."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
-    return processor_name()
+    return f"CPU ({processor_name()})"
 
 
 def processor_name() -> str:
-    """Return the processor's model, or its architecture where the system does not tell it."""
+    """Return the processor's model, or its architecture if the system does not give the model."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -70,11 +71,11 @@ def processor_name() -> str:
 
 
 def describe_run(
-    accelerator: Accelerator, source: Source, model: PreTrainedModel, seed: int
+    accelerator: Accelerator, source: Source, model: PreTrainedModel, seed: int | None
 ) -> dict:
     """Return the fields of a predictions record that say how `model` ran.
 
-    It holds no time and no path of the machine: the same run gives the same record.
+    They hold no time and no path of the machine: the same run gives the same record.
     """
     return {
         "weights": "random" if getattr(model.config, "random_weights", False) else "pretrained",

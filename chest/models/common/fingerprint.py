@@ -1,4 +1,4 @@
-"""What a result depends on, so that interrupted work is resumed only if all of it is the same."""
+"""Digests of all that a result depends on: only if none has changed is interrupted work resumed."""
 
 import hashlib
 import json
@@ -13,7 +13,8 @@ from chest.data.dataset import IMAGES, MANIFEST, SPLIT
 from chest.models.common.checkpoints import Source
 from chest.models.common.device import LIBRARIES, device_name, precision_name
 
-WORK = Path(".resume")  # neither Git nor DVC tracks it: a half-done result must not pass for one
+# Neither Git nor DVC tracks it: unfinished work is no result.
+RESUME_FOLDER = Path(".resume")
 
 Fingerprint = dict[str, str]
 
@@ -23,8 +24,8 @@ def fingerprint(
 ) -> Fingerprint:
     """Return a digest of each thing that a stage's result depends on, by name.
 
-    `parameters` are those that the stage reads, `image_size` the side of its images in px. The main
-    process reads the files for all processes.
+    `parameters` are those that the stage reads, `image_size` is the side of its images in px. The
+    main process reads the files on behalf of all processes.
     """
     found = None
     if accelerator.is_main_process:
@@ -40,7 +41,7 @@ def fingerprint(
 
 
 def differences(found: object, expected: Fingerprint) -> str:
-    """Return the names of what differs between two fingerprints, empty if nothing does."""
+    """Return the names of the digests that differ, separated by commas; empty if none does."""
     if not isinstance(found, dict):
         return "everything"
     return ", ".join(name for name in expected if found.get(name) != expected[name])

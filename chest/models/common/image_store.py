@@ -1,4 +1,4 @@
-"""Packed images near the model: on its device if they fit, else read ahead from the memory map."""
+"""Packed images, on the model's device if they fit, otherwise read ahead from a memory map."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-SHARE = 0.25  # of the device's free memory that images may take; weights and activations follow
+SHARE = 0.25  # of the device's free memory, for images; the rest is for weights and activations
 
 
 @dataclass(frozen=True)
 class ImageStore:
     """uint8 grey images (N, side, side) for `device`.
 
-    ``source`` holds them on the device itself, or, if they do not fit, as a memory map on the CPU.
+    ``source`` is on the device itself or, if they do not fit, a memory map on the CPU.
     """
 
     source: torch.Tensor
@@ -31,10 +31,10 @@ class ImageStore:
         return batch.to(self.device, non_blocking=True)
 
     def stream(self, batches: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
-        """Yield the images of one batch of rows after the other, without waiting for the device.
+        """Yield the images of each batch of rows, without waiting for the device.
 
-        If the images are on the device, all row numbers travel at once; if not, the next batch is
-        read while this one is in use.
+        If the images are on the device, all row numbers are copied there at once. If not, the next
+        batch is read while the current one is in use.
         """
         if not batches:
             return
@@ -54,7 +54,7 @@ class ImageStore:
 def place_images(images: np.ndarray, device: torch.device) -> ImageStore:
     """Put `images`, uint8 (N, side, side), on `device` if they fit into SHARE of its free memory.
 
-    On the CPU they stay a memory map: the system caches as much as there is room for.
+    On the CPU they stay a memory map, which the operating system caches as far as there is room.
     """
     source = torch.from_numpy(images)
     if not _fits(images, device):

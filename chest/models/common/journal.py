@@ -1,4 +1,4 @@
-"""Answers of a stage that was interrupted, kept so that no image is asked about twice."""
+"""Answers of an interrupted stage, kept on disk so that no image is classified twice."""
 
 import json
 import sys
@@ -8,12 +8,12 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from chest.core.files import remove, write_json
-from chest.models.common.fingerprint import WORK, Fingerprint, differences
+from chest.models.common.fingerprint import RESUME_FOLDER, Fingerprint, differences
 
 
 @dataclass(frozen=True)
 class Journal:
-    """A file of JSON lines for each process, a line for each batch that is done."""
+    """A file of JSON lines for each process, with one line for each finished batch."""
 
     folder: Path
     process: int
@@ -30,17 +30,17 @@ class Journal:
     def add(self, answers: dict[int, object]) -> None:
         """Append the answers of one batch."""
         with open(self.folder / f"answers-{self.process}.jsonl", "a", encoding="utf-8") as file:
-            # The line feed comes first, in case a killed process left a torn line.
+            # The newline comes first, in case a killed process left an incomplete line.
             file.write(f"\n{json.dumps([*answers.items()])}\n")
 
     def clear(self) -> None:
-        """Remove the journal: the stage is done."""
+        """Remove the journal, once the stage is done."""
         remove(self.folder)
 
 
 def open_journal(accelerator: Accelerator, stage: str, fingerprint: Fingerprint) -> Journal:
-    """Open the journal of `stage`; it is emptied, with a message, if the fingerprint differs."""
-    journal = Journal(WORK / stage, accelerator.process_index)
+    """Open the journal of `stage`; if its fingerprint differs, empty it and print why."""
+    journal = Journal(RESUME_FOLDER / stage, accelerator.process_index)
     if accelerator.is_main_process:
         path = journal.folder / "fingerprint.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -55,7 +55,7 @@ def open_journal(accelerator: Accelerator, stage: str, fingerprint: Fingerprint)
 
 
 def _parse(line: str) -> list:
-    """Return the [row, answer] pairs of a line; none if a killed process left it torn."""
+    """Return the [row, answer] pairs of a line; none if a killed process left it incomplete."""
     try:
         return json.loads(line)
     except ValueError:

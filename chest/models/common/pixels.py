@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from transformers.image_processing_base import ImageProcessingMixin
 
 from chest.core.errors import ParameterError
+from chest.core.files import write_json
 from chest.models.common.checkpoints import Source
 
+PREPROCESSOR = "preprocessor_config.json"
 Transform = Callable[[torch.Tensor], torch.Tensor]  # of grey values from 0 to 1, (B, 1, side, side)
 
 
@@ -24,15 +27,38 @@ class Normalization:
 def load_normalization(source: Source) -> Normalization:
     """Load the checkpoint's own normalization from its preprocessor_config.json.
 
-    Raises CheckpointError if the file is missing or holds no three means and deviations.
+    Raises CheckpointError unless the file holds three means and three positive deviations.
     """
-    part = "preprocessor_config.json"
-    content, _ = source.load(ImageProcessingMixin.get_image_processor_dict, part)
-    with source.reading(part):
+    content = source.load_dict(ImageProcessingMixin.get_image_processor_dict, PREPROCESSOR)
+    with source.reading(PREPROCESSOR, TypeError):
         mean, std = (tuple(map(float, content[key])) for key in ("image_mean", "image_std"))
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise source.error(f"its {part} has image_mean {mean} and image_std {std}")
+        raise source.error(f"its {PREPROCESSOR} has image_mean {mean} and image_std {std}")
     return Normalization(mean, std)
+
+
+def load_image_size(source: Source) -> int:
+    """Load the side in px of the images that a model read, as `write_preprocessor` saved it."""
+    content = source.load_dict(ImageProcessingMixin.get_image_processor_dict, PREPROCESSOR)
+    with source.reading(PREPROCESSOR, TypeError):
+        return int(content["size"]["height"])
+
+
+def write_preprocessor(folder: Path, normalization: Normalization, image_size: int) -> None:
+    """Write the preprocessor_config.json of a model: images are resized, then normalized."""
+    content = {
+        "image_processor_type": "ViTImageProcessor",  # the plain one, whatever the model
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": normalization.mean,
+        "image_std": normalization.std,
+    }
+    write_json(folder / PREPROCESSOR, content)
 
 
 def to_pixels(
@@ -43,8 +69,8 @@ def to_pixels(
 ) -> torch.Tensor:
     """Normalize uint8 grey images (B, side, side); returns `dtype` (B, 3, side, side).
 
-    The grey channel stands for all three. `transform` changes the images before normalization; it
-    gets and returns values from 0 to 1, (B, 1, side, side).
+    The grey channel is repeated for all three colours. `transform` changes the images before
+    normalization; it gets and returns values from 0 to 1, (B, 1, side, side).
     """
     images = grey.to(dtype)[:, None] / 255
     if transform is not None:
@@ -57,7 +83,7 @@ def to_pixels(
 def _on_device(
     normalization: Normalization, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation, (1, 3, 1, 1), copied to the device once: each copy is a wait."""
+    """Return mean and deviation, (1, 3, 1, 1); cached, since each copy waits for the device."""
     with torch.inference_mode(False):
         return tuple(
             torch.tensor(values, device=device, dtype=dtype).view(1, 3, 1, 1)
