@@ -2,7 +2,7 @@
 
 Rules go by modality, by site, and by collection and site: balanced (blind_*), which maximises UAR,
 and the commonest class (floor_*), which maximises WAR. blind_scanner is a logistic regression on
-file size, border, and grey levels outside the lungs' rectangle. linear_pixels is one on the whole
+file size and the border of the image. linear_pixels is one on the whole
 image at 28 x 28 pixels, so it is not blind. All are trained on the training split; the
 regularization is chosen on validation.
 

@@ -160,15 +160,14 @@ def pool(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
 def scanner_features(images: np.ndarray, labelled: pd.DataFrame) -> np.ndarray:
     """Return what a scanner and an archive leave behind, float64, (N, K).
 
-    Width, height and aspect of the file, the grey levels outside the lungs' rectangle, and the
-    border of the pooled image. No feature depends on a pixel inside the rectangle.
+    Width, height and aspect of the file, and of the border its grey levels and its pooled pixels. No
+    feature depends on a pixel inside the border.
     """
     size = labelled[["width", "height"]].astype(float).to_numpy()
     aspect = size[:, :1] / size[:, 1:]
-    side = images.shape[-1]
-    border = pool(images, visible_region("border", side))
-    frame = border[:, visible_region("border", GRID).ravel()]
-    grey = grey_statistics(images, visible_region("no_lungs", side))
+    border = visible_region("border", images.shape[-1])
+    frame = pool(images, border)[:, visible_region("border", GRID).ravel()]
+    grey = grey_statistics(images, border)
     return np.hstack([np.log(size), aspect, grey, frame])
 
 
