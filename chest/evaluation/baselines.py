@@ -160,8 +160,8 @@ def pool(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
 def scanner_features(images: np.ndarray, labelled: pd.DataFrame) -> np.ndarray:
     """Return what a scanner and an archive leave behind, float64, (N, K).
 
-    Width, height and aspect of the file, and of the border its grey levels and its pooled pixels. No
-    feature depends on a pixel inside the border.
+    Width, height and aspect of the file, and the border: its grey levels and its pooled pixels. No
+    feature depends on a pixel inside it.
     """
     size = labelled[["width", "height"]].astype(float).to_numpy()
     aspect = size[:, :1] / size[:, 1:]
