@@ -18,7 +18,7 @@ LOCKS = (
     "requirements-cuda.lock",
 )
 CODE = ("chest", "stages", "tools", "data", "benchmarks")
-LOADED_BY_OTHERS = {"protobuf"}  # transformers reads SentencePiece's models with it
+LOADED_BY_OTHERS = {"python-gdcm", "protobuf"}  # transformers reads SentencePiece's models with it
 
 
 def pins(name: str) -> dict[str, str]:
