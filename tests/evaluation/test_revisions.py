@@ -66,8 +66,10 @@ def test_all_that_is_missing_is_listed(repository):
     with pytest.raises(InputError) as error:
         read_all("HEAD:b", "nowhere:a", "a", "file.csv")
     assert [str(problem.file) for problem in error.value.problems] == [
-        "HEAD:b", "file.csv", f"nowhere:{ANSWERS}",
-    ]  # fmt: skip
+        "HEAD:b",
+        "file.csv",
+        f"nowhere:{ANSWERS}",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["x", "9", ""])

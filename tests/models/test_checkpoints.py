@@ -167,9 +167,14 @@ def test_another_model_is_named_before_its_weights_are_read(checkpoints, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "error", [TypeError("unexpected argument"), AttributeError("gone"),
-              RuntimeError("CUDA error"), torch.OutOfMemoryError("CUDA out of memory")]
-)  # fmt: skip
+    "error",
+    [
+        TypeError("unexpected argument"),
+        AttributeError("gone"),
+        RuntimeError("CUDA error"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
 def test_a_bug_or_full_memory_is_not_blamed_on_the_checkpoint(checkpoints, monkeypatch, error):
     def fail(*_, **__):
         raise error

@@ -38,9 +38,13 @@ def test_pixels_are_normalized_and_repeated_to_three_channels(dtype):
 
 @pytest.mark.parametrize(
     "content",
-    [{}, {"image_mean": [0.5] * 3}, {"image_mean": [0.5], "image_std": [0.5]},
-     {"image_mean": [0.5] * 3, "image_std": [0.5, 0.5, 0.0]}],
-)  # fmt: skip
+    [
+        {},
+        {"image_mean": [0.5] * 3},
+        {"image_mean": [0.5], "image_std": [0.5]},
+        {"image_mean": [0.5] * 3, "image_std": [0.5, 0.5, 0.0]},
+    ],
+)
 def test_a_normalization_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):

@@ -69,8 +69,9 @@ def test_the_border_is_repeated_outside():
 
 
 def test_changes_fill_their_ranges_and_are_repeatable():
-    drawn, again = (draw_changes(Augment(**AUGMENT), (50, 100), np.random.default_rng(0))
-                    for _ in range(2))  # fmt: skip
+    drawn, again = (
+        draw_changes(Augment(**AUGMENT), (50, 100), np.random.default_rng(0)) for _ in range(2)
+    )
     assert torch.equal(drawn, again)
     drawn = drawn.reshape(-1, 5)
     assert drawn.min(0).values.tolist() == pytest.approx([-10, -0.05, -0.05, 0.9, 0.8], abs=0.02)

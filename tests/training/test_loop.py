@@ -50,8 +50,16 @@ def accuracy(task, split):
 def test_it_learns_and_the_curve_says_so(checkpoint):
     task, logged = make_task(checkpoint, epochs=8), []
     curve, _ = train(task, 5, States("x", {}), logged.append)
-    assert list(curve) == ["epoch", "train_loss", "val_loss", "learning_rate", "val_uar", "val_war",
-                           "val_within", "val_worst"]  # fmt: skip
+    assert list(curve) == [
+        "epoch",
+        "train_loss",
+        "val_loss",
+        "learning_rate",
+        "val_uar",
+        "val_war",
+        "val_within",
+        "val_worst",
+    ]
     assert [*curve["epoch"]] == [*range(1, 9)]
     assert pd.DataFrame(logged).equals(curve)
     assert curve["train_loss"].iloc[-1] < curve["train_loss"].iloc[0] / 2

@@ -16,10 +16,13 @@ TABLE = pd.DataFrame(
 )
 
 
-@pytest.mark.parametrize(("balance", "columns", "groups"), [
-    ("class", ["label"], 3),
-    ("class_modality", ["label", "modality"], 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("balance", "columns", "groups"),
+    [
+        ("class", ["label"], 3),
+        ("class_modality", ["label", "modality"], 4),
+    ],
+)
 def test_groups_are_drawn_equally_often(balance, columns, groups):
     weights = sampling_weights(TABLE, balance)
     shares = pd.Series(weights).groupby([TABLE[column] for column in columns]).sum()

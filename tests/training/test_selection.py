@@ -16,15 +16,26 @@ def rows(**groups):
 def test_figures_by_hand():
     table = rows(covid19_ct=4, normal_ct=2, normal_xray=2, tuberculosis_xray=1)
     predicted = np.array(
-        ["covid19", "covid19", "covid19", "normal", "normal", "covid19", "normal", "tuberculosis",
-         "tuberculosis"]
-    )  # fmt: skip
-    assert validation_figures(table, predicted) == pytest.approx({
-        "val_uar": (3 / 4 + 2 / 4 + 1) / 3,
-        "val_war": 6 / 9,
-        "val_within": ((3 / 4 + 1 / 2) / 2 + (1 / 2 + 1) / 2) / 2,
-        "val_worst": 2 / 4,
-    })  # fmt: skip
+        [
+            "covid19",
+            "covid19",
+            "covid19",
+            "normal",
+            "normal",
+            "covid19",
+            "normal",
+            "tuberculosis",
+            "tuberculosis",
+        ]
+    )
+    assert validation_figures(table, predicted) == pytest.approx(
+        {
+            "val_uar": (3 / 4 + 2 / 4 + 1) / 3,
+            "val_war": 6 / 9,
+            "val_within": ((3 / 4 + 1 / 2) / 2 + (1 / 2 + 1) / 2) / 2,
+            "val_worst": 2 / 4,
+        }
+    )
 
 
 def test_within_leaves_out_a_modality_of_one_class():
