@@ -306,7 +306,7 @@ def make_answers(seed: int = 2) -> None:
         record = predictions.Record(name=probe, kind="blind", n=len(table))
         predictions.write(probe, answer(table, 1, rng), record, probes.FOLDER)
     epochs = np.arange(1, 11)
-    curve = np.column_stack([epochs, 1 / epochs, 1.1 / epochs, 1e-5 / epochs, *[epochs / 12] * 2])
+    curve = np.column_stack([epochs, 1 / epochs, 1.1 / epochs, 1e-5 / epochs, *[epochs / 12] * 4])
     curve = pd.DataFrame(curve, columns=predictions.CURVE_COLUMNS).astype({"epoch": int})
     write_table(predictions.CURVES / "finetune_siglip.csv", curve)
 
