@@ -2,8 +2,8 @@
 
 Reads   data/raw/<profile>/
 Writes  data/index/<collection>.csv   one row per image or volume: label, site, patient, and the
-                                      digest of the file; only a header if `collections` leaves the
-                                      collection out
+                                      digest of the file and its lung mask; only a header if
+                                      `collections` leaves the collection out
 
 Everything that is wrong with folders and tables is told at once, before long work starts. An X-ray
 that is added changes the index of the X-rays alone, so no CT volume is cut again.
@@ -34,6 +34,7 @@ from chest.data.collections import (
 )
 from chest.data.dataset import INDEX_COLUMNS, index_path
 
+CHUNK = 1024 * 1024  # bytes that are read at a time
 Collections = Annotated[list[Literal[COLLECTIONS]], Field(min_length=1)]
 
 
@@ -59,12 +60,12 @@ def main() -> None:
     refuse(problems)
 
     # 2. The digests tell DVC which of the next stages a changed file concerns.
-    digests = parallel_map(digest, [item.path for item in items])
+    digests = parallel_map(digest, [(item.path, item.mask) for item in items])
     digests = list(progress(digests, "files", len(items)))
     refuse(found for found in digests if isinstance(found, Problem))
 
     rows = [
-        vars(item) | {"path": item.path.as_posix(), "digest": found}
+        vars(item) | {"path": item.path.as_posix(), "mask": mask_path(item), "digest": found}
         for item, found in zip(items, digests, strict=True)
     ]
     table = pd.DataFrame(rows, columns=INDEX_COLUMNS).sort_values("image_id")
@@ -123,13 +124,22 @@ def unexpected_counts(
     ]
 
 
-def digest(path: Path) -> str | Problem:
-    """Return the first half of the file's SHA-256."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-    except OSError as error:
-        return Problem(path, f"no readable file ({error.strerror})", "a file", "fetch it again")
+def mask_path(item: Item) -> str:
+    """Return the path of the item's published lung mask, or an empty string."""
+    return item.mask.as_posix() if item.mask else ""
+
+
+def digest(paths: tuple[Path, Path | None]) -> str | Problem:
+    """Return the first half of the SHA-256 of a file and its mask, one after the other."""
+    total = hashlib.sha256()
+    for path in filter(None, paths):
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(CHUNK):
+                    total.update(chunk)
+        except OSError as error:
+            return Problem(path, f"no readable file ({error.strerror})", "a file", "fetch it again")
+    return total.hexdigest()[:32]
 
 
 if __name__ == "__main__":

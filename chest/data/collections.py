@@ -64,6 +64,7 @@ class Item:
     site: str
     patient_id: str
     study: str = ""
+    mask: Path | None = None  # the published lung mask
 
 
 # --- Collection 1: CT slices -----------------------------------------------------------------
@@ -181,9 +182,10 @@ def _volume(study: str, path: Path) -> Item:
 def read_xrays(
     folder: Path, labelling: Literal["ptb", "remarks"], problems: list[Problem]
 ) -> list[Item]:
-    """Return the frontal X-rays of collection 3, tuberculosis or normal; masks are no input.
+    """Return the frontal X-rays of collection 3, tuberculosis or normal, with their lung masks.
 
-    `labelling` is "ptb", the diagnosis, or "remarks", the published study's reading.
+    `labelling` is "ptb", the diagnosis, or "remarks", the published study's reading. A mask may be
+    missing, and one without an X-ray is ignored.
     """
     images = _nested(folder, "Chest-X-Ray", "image", problems)
     path = folder / "MetaData.csv"
@@ -192,11 +194,19 @@ def read_xrays(
         return []
     files = _files(images / "image", ENDINGS, problems)
     files = {Path(name).stem: file for name, file in files.items()}
-    items = []
+    masks, items = _masks(images / "mask"), []
     for key in _matched(files, table, path, problems):
         label, site = table.loc[key, ["label", "site"]]
-        items.append(Item(f"xrays-{key}", files[key], label, "xray", "xrays", site, f"xray-{key}"))
+        known = {"site": site, "patient_id": f"xray-{key}", "mask": masks.get(key)}
+        items.append(Item(f"xrays-{key}", files[key], label, "xray", "xrays", **known))
     return items
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    """Return the pictures in `folder` by the id of their X-ray; none if there is no folder."""
+    entries = _entries(folder) if folder.is_dir() else []
+    pictures = [entry for entry in entries if entry.suffix.lower() in ENDINGS]
+    return {Path(_normal_form(picture.name)).stem: picture for picture in pictures}
 
 
 def xray_table(

@@ -20,6 +20,7 @@ SPLIT = Path("data/split.csv")
 ITEM_COLUMNS = (
     *("image_id", "path", "label", "modality"),
     *("collection", "site", "patient_id", "study"),
+    "mask",  # path of the published lung mask, or empty
 )
 INDEX_COLUMNS = (*ITEM_COLUMNS, "digest")
 SLICE_COLUMNS = (
@@ -48,6 +49,10 @@ class Dataset:
     def targets(self) -> np.ndarray:
         """Return the class of each image as its position in LABELS, int64, (N,)."""
         return self.table["label"].map(LABELS.index).to_numpy(np.int64)
+
+    def modalities(self) -> np.ndarray:
+        """Return the modality of each image as its position in MODALITIES, int64, (N,)."""
+        return self.table["modality"].map(MODALITIES.index).to_numpy(np.int64)
 
 
 def index_path(collection: str) -> Path:
@@ -110,7 +115,7 @@ def read_images(count: int, side: int | None = None) -> np.ndarray:
     Without `side`, the smallest one that was packed. Raises InputError if the file is missing or
     holds anything else.
     """
-    sides = sorted(int(path.stem) for path in IMAGES.glob("*.npy") if path.stem.isdecimal())
+    sides = packed_sides()
     if side is None and sides:
         side = sides[0]
     path = IMAGES / f"{side or 'side'}.npy"
@@ -119,12 +124,23 @@ def read_images(count: int, side: int | None = None) -> np.ndarray:
         found = f"images packed to {', '.join(map(str, sides)) or 'no side'}"
         remedy = f"name the side in image_sizes of params.yaml, and {REMEDY}"
         raise InputError([Problem(path, found, expected, remedy)])
+    return open_packed(path, (count, side, side))
+
+
+def packed_sides() -> list[int]:
+    """Return the sides in px to which images were packed, ascending."""
+    return sorted(int(path.stem) for path in IMAGES.glob("*.npy") if path.stem.isdecimal())
+
+
+def open_packed(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Open a .npy file of uint8 values as a memory map; raises InputError if it holds others."""
+    expected = f"uint8 of shape {shape}"
     try:
         # Copy on write: torch wants arrays that could be written to; the file stays as it is.
-        images = np.lib.format.open_memmap(path, mode="c")
+        values = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError) as error:
         raise InputError([Problem(path, str(error), expected, REMEDY)]) from None
-    if images.dtype != np.uint8 or images.shape != (count, side, side):
-        found = f"{images.dtype} of shape {images.shape}"
+    if values.dtype != np.uint8 or values.shape != shape:
+        found = f"{values.dtype} of shape {values.shape}"
         raise InputError([Problem(path, found, expected, REMEDY)])
-    return images
+    return values

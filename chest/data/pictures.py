@@ -55,7 +55,7 @@ def read_picture(path: str | Path, sides: Sequence[int]) -> Picture:
     megapixels, of 16-bit colours that use a quarter of their range, or shows no chest, as `fit`
     tells. Damage in the middle of a JPEG, which has no checksum, goes unnoticed.
     """
-    grey = _decode(path)
+    grey = decode(path)
     digest = hashlib.sha256(f"{grey.width}x{grey.height}:".encode())
     digest.update(grey.tobytes())
     try:
@@ -114,8 +114,8 @@ def _read(path: str | Path, sides: Sequence[int]) -> Picture | Problem:
         return error.problem
 
 
-def _decode(path: str | Path) -> Image.Image:
-    """Return the picture in mode L."""
+def decode(path: str | Path) -> Image.Image:
+    """Return the picture in mode L; raises PictureError as `read_picture` does."""
     try:
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             _check(path, image)

@@ -34,6 +34,13 @@ def draw_picture(seed, side=40):
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
 
 
+def draw_mask():
+    """Draw two rectangular lungs, uint8 (60, 80), white on black."""
+    mask = np.zeros((60, 80), np.uint8)
+    mask[15:45, 10:35] = mask[15:45, 45:70] = 255
+    return mask
+
+
 def draw_volume(path, seed=0):
     """Write a volume of noise in Hounsfield units, 36 x 42 pixels and 9 slices."""
     values = np.random.default_rng(seed).integers(-1000, 900, (36, 42, 9)).astype(np.int16)
@@ -42,7 +49,10 @@ def draw_volume(path, seed=0):
 
 
 def draw_collections(raw):
-    """Draw the three collections in `raw`, with other pneumonia and masks, which are no input."""
+    """Draw the three collections in `raw`, with other pneumonia and lesions, which are no input.
+
+    One X-ray has a lung mask, of another size than the X-ray, and one mask has no X-ray.
+    """
     slices, images = raw / CT_SLICES, raw / XRAYS / "Chest-X-Ray/Chest-X-Ray"
     for (folder, file, infection, _), rows in zip(SLICE_CLASSES, (COVID, NORMAL), strict=True):
         rows = [row.split(",") for row in rows.strip().split("\n")]
@@ -55,8 +65,11 @@ def draw_collections(raw):
     for number, name in enumerate(VOLUMES):
         draw_volume(raw / CT_VOLUMES / "studies" / name, number)
     draw_volume(raw / CT_VOLUMES / "masks/study_0255_mask.nii.gz")
-    for name in ("image/1000", "image/1001", "image/1002", "image/1003", "mask/1000"):
+    for name in ("image/1000", "image/1001", "image/1002", "image/1003"):
         save(images / f"{name}.png")
+    (images / "mask").mkdir()
+    for name in ("1000", "2000"):
+        Image.fromarray(draw_mask()).save(images / f"mask/{name}.png")
     (raw / XRAYS / "MetaData.csv").write_text(FILMS)
 
 

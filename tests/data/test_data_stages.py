@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import draw_picture
+from drawn import draw_mask, draw_picture
 from PIL import Image
 from support import failure, require_shared, run_stage, write_params
 
@@ -23,6 +23,7 @@ from chest.data.dataset import (
     read_labelled,
     read_manifest,
 )
+from chest.data.masks import read_published_masks, resize_mask, unpack
 from chest.data.pictures import read_picture
 from chest.data.volumes import read_axial_slice, to_grey
 
@@ -116,12 +117,23 @@ def test_manifest_and_arrays(cut):
         read_images(14, 16)
 
 
+def test_published_lung_masks_lie_on_their_images(cut):
+    run_stage("build_manifest")
+    table = read_manifest()
+    for side in (16, 24):
+        rows, packed = read_published_masks(table, side)
+        assert table["image_id"].iloc[rows].tolist() == ["xrays-1000"]
+        expected = resize_mask(draw_mask() > 0, side)  # of another size than the X-ray
+        assert np.array_equal(unpack(packed), expected[None])
+
+
 def test_all_bad_pictures_are_listed_and_nothing_is_written(cut, capsys):
+    (FILMS.parent / "mask/1000.png").write_bytes(b"no mask")
     Image.new("L", (9, 9), 7).save(FILMS / "1000.png")
     (FILMS / "1001.png").write_bytes((FILMS / "1001.png").read_bytes()[:200])
     (SLICES / "2COVID/P002_7.png").unlink()
     message = failure("build_manifest", capsys)
-    for told in ("3 problems", "one grey value", "no readable picture", "no such file"):
+    for told in ("4 problems", "one grey value", "mask/1000.png", "no such file"):
         assert told in message
     assert not Path("data/images").exists()
     assert not Path("data/manifest.csv").exists()

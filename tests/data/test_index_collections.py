@@ -35,6 +35,20 @@ def test_a_changed_file_changes_the_index_of_its_collection_alone(place, raw):
     assert changed == {"xrays"}
 
 
+def test_published_lung_masks_are_listed_and_part_of_the_digest(place, raw):
+    run_stage("index_collections")
+    masks = raw / XRAYS / "Chest-X-Ray/Chest-X-Ray/mask"
+    before = read("xrays")
+    assert before["mask"].tolist() == [f"{masks.relative_to(place)}/1000.png", "", "", ""]
+    assert (read("ct_slices")["mask"] == "").all()
+    (masks / "1000.png").write_bytes((masks / "1000.png").read_bytes() + b"x")
+    run_stage("index_collections")
+    assert (read("xrays")["digest"] != before["digest"]).tolist() == [True, False, False, False]
+    shutil.rmtree(masks)
+    run_stage("index_collections")
+    assert (read("xrays")["mask"] == "").all()
+
+
 def test_wrong_counts_show_expected_and_found(place, capsys):
     write_params(place, **{"phantom.expected_counts": COUNTS | {"normal": 8}})
     message = failure("index_collections", capsys)
