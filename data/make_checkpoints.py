@@ -1,6 +1,8 @@
 """Make the tiny checkpoints of the phantom profile: the real architectures, random weights.
 
 Writes  checkpoints/phantom/siglip   SiglipModel, SigLIP tokenizer (sentencepiece), preprocessor
+        checkpoints/phantom/resnet50          ResNetForImageClassification, preprocessor
+        checkpoints/phantom/efficientnet_b0   EfficientNetForImageClassification, preprocessor
         checkpoints/phantom/qwen     Qwen2_5_VLForConditionalGeneration, byte-level BPE tokenizer,
                                      chat template, preprocessor
 
@@ -21,11 +23,15 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    ResNetConfig,
+    ResNetForImageClassification,
     SiglipConfig,
     SiglipModel,
     SiglipTokenizer,
@@ -35,6 +41,7 @@ from chest.core.files import replacing
 from chest.core.runtime import parser, run
 
 SEED = 2026
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # mean and standard deviation
 CHECKPOINTS = Path(__file__).parent / "checkpoints" / "phantom"
 
 # Enough English for tokenizers of a few hundred entries.
@@ -98,6 +105,12 @@ def main(folder: Path = CHECKPOINTS, side: int = 112, patch: int = 8) -> None:
     with replacing(folder / "qwen") as partial:
         partial.mkdir()
         make_qwen(partial)
+    with replacing(folder / "resnet50") as partial:
+        partial.mkdir()
+        make_resnet(partial, side)
+    with replacing(folder / "efficientnet_b0") as partial:
+        partial.mkdir()
+        make_efficientnet(partial, side)
 
 
 def read_options() -> argparse.Namespace:
@@ -136,6 +149,44 @@ def make_siglip(folder: Path, side: int, patch: int) -> None:
     model.float().save_pretrained(folder)
     size = {"height": side, "width": side}
     write_preprocessor(folder, "SiglipImageProcessor", [0.5] * 3, [0.5] * 3, {"size": size})
+
+
+def make_resnet(folder: Path, side: int) -> None:
+    """Make a ResNet with a classifier of 1,000 classes, as those of ImageNet have."""
+    config = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[16, 32],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=1000,
+        random_weights=True,
+    )
+    make_random(ResNetForImageClassification, config).float().save_pretrained(folder)
+    size = {"size": {"shortest_edge": side}, "crop_pct": 0.875}
+    write_preprocessor(folder, "ConvNextImageProcessor", *IMAGENET, size)
+
+
+def make_efficientnet(folder: Path, side: int) -> None:
+    """Make an EfficientNet of two blocks with a classifier of 1,000 classes."""
+    config = EfficientNetConfig(
+        image_size=side,
+        width_coefficient=0.25,
+        depth_coefficient=1.0,
+        kernel_sizes=[3, 5],
+        in_channels=[32, 96],
+        out_channels=[96, 160],
+        strides=[2, 2],
+        num_block_repeats=[1, 1],
+        expand_ratios=[1, 3],
+        hidden_dim=320,  # a quarter of 1,280
+        dropout_rate=0.0,
+        drop_connect_rate=0.0,
+        num_labels=1000,
+        random_weights=True,
+    )
+    make_random(EfficientNetForImageClassification, config).float().save_pretrained(folder)
+    size = {"size": {"height": side, "width": side}, "include_top": True}
+    write_preprocessor(folder, "EfficientNetImageProcessor", *IMAGENET, size)
 
 
 def make_random(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

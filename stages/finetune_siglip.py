@@ -14,12 +14,11 @@ Writes  models/finetune_siglip/                 weights of the best epoch, for f
 
 from chest.core.params import load_params
 from chest.core.runtime import run_stage
-from chest.models.siglip import load_classifier
 from chest.training.finetuning import finetune
 
 
 def main() -> None:
-    finetune("finetune_siglip", "SigLIP, fine-tuned", load_params(), load_classifier)
+    finetune("finetune_siglip", "finetune_siglip", "SigLIP, fine-tuned", load_params())
 
 
 if __name__ == "__main__":

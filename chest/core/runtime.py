@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from chest.core.errors import ChestError, printable
@@ -14,18 +15,26 @@ from chest.core.errors import ChestError, printable
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 # Errors of the machine that the user can do something about.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+# Each returns what a user can do about an exception, or None. PyTorch's are added where it is used.
+explanations: list[Callable[[Exception], str | None]] = []
 
 
-def run_stage(main: Callable[[], None]) -> None:
-    """Run the `main` of a stage, which takes no arguments; ``--help`` prints its docstring."""
+def run_stage(main: Callable[..., None], argument: str | None = None) -> None:
+    """Run the `main` of a stage; ``--help`` prints its docstring.
+
+    `main` takes no arguments, or the one that `argument` names: which of several blocks of
+    params.yaml it is to run.
+    """
     arguments = sys.argv[1:]
     if {"-h", "--help"} & {*arguments}:
         print(inspect.unwrap(main).__globals__["__doc__"].strip())
-    elif arguments:
-        print(f"ERROR: {arguments[0]}: a stage takes no argument; see params.yaml", file=sys.stderr)
+        return
+    if len(arguments) != (argument is not None):
+        takes = f"one argument, {argument}" if argument else "no argument"
+        given = " ".join(map(printable, arguments)) or "nothing given"
+        print(f"ERROR: {given}: this stage takes {takes}; see params.yaml", file=sys.stderr)
         raise SystemExit(2)
-    else:
-        run(main)
+    run(partial(main, *arguments))
 
 
 def run(main: Callable[[], None]) -> None:
@@ -44,6 +53,11 @@ def run(main: Callable[[], None]) -> None:
         if error.errno not in MACHINE_ERRORS:
             raise
         sys.exit(f"ERROR: {error.strerror}: {printable(error.filename or 'the disk')}")
+    except RuntimeError as error:
+        told = next(filter(None, (explain(error) for explain in explanations)), None)
+        if told is None:
+            raise
+        sys.exit(f"ERROR: {told}")
     except KeyboardInterrupt as interrupt:
         print("\n".join(["Interrupted.", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
         number = interrupt.args[0] if interrupt.args else signal.SIGINT

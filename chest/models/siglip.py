@@ -1,4 +1,4 @@
-"""SigLIP (Zhai et al. 2023, arXiv:2303.15343): zero-shot by prompts, and as a classifier."""
+"""SigLIP (Zhai et al. 2023, arXiv:2303.15343): zero-shot, by prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import SiglipConfig, SiglipForImageClassification, SiglipModel
+from transformers import SiglipConfig, SiglipModel
 
 from chest.core.errors import ParameterError
 from chest.core.labels import LABELS
 from chest.core.params import Section, Texts
 from chest.models.common.batch_inference import in_batches, infer
 from chest.models.common.checkpoints import Source
-from chest.models.common.classification import CLASSES
 from chest.models.common.device import float_type
 from chest.models.common.image_store import ImageStore
 from chest.models.common.journal import Journal
@@ -33,9 +32,6 @@ class SiglipPrompts(Section):
     covid19: Texts
     normal: Texts
     tuberculosis: Texts
-
-
-# --- Zero-shot -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,12 @@ def load_prompt_classifier(
     check_image_size(config.vision_config.image_size, image_size)
     tokenizer = source.load_tokenizer()
     tokens = {label: tokenize(source, tokenizer, getattr(prompts, label)) for label in LABELS}
-    model = source.load_model(SiglipModel, config=config, dtype=float_type(accelerator))
-    model.to(accelerator.device).eval()
+    model = source.load_model(
+        SiglipModel,
+        config=config,
+        dtype=float_type(accelerator),
+        device_map=accelerator.device,
+    ).eval()
     return PromptClassifier(model, embed_classes(model, tokens), load_normalization(source))
 
 
@@ -130,26 +130,3 @@ def compare_rows(
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return vectors / vectors.norm(dim=-1, keepdim=True)
-
-
-# --- Classifier ------------------------------------------------------------------------------
-
-
-def load_classifier(
-    source: Source, image_size: int, dtype: torch.dtype = torch.float32
-) -> SiglipForImageClassification:
-    """Load the vision tower with a new 3-class head (LABELS) on the mean of its patches.
-
-    The attention pooling of the tower is left out: the classifier does not use it.
-    """
-    config = source.load_config(SiglipConfig)
-    check_image_size(config.vision_config.image_size, image_size)
-    config.vision_config.vision_use_head = False
-    config.update(CLASSES)
-    return source.load_model(
-        SiglipForImageClassification,
-        new=("classifier.weight", "classifier.bias"),
-        unused=("text_model.", "vision_model.head.", "logit_scale", "logit_bias"),
-        config=config,
-        dtype=dtype,
-    )

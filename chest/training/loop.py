@@ -1,55 +1,86 @@
-"""The training loop: optimizer steps, validation, saving and resuming."""
+"""The training loop: optimizer steps, validation, saving and resuming.
+
+What is trained is up to the `Objective`: a classifier, a segmentation network, a language model.
+"""
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from chest.core.errors import ParameterError
-from chest.core.labels import LABELS
 from chest.core.parallel import progress
 from chest.core.runtime import deferred_interrupts
-from chest.data.dataset import Dataset
-from chest.models.common.classification import ImageRows, classify, classify_rows
-from chest.models.common.device import device_name, float_type
+from chest.models.common.device import float_type
 from chest.models.common.image_store import ImageStore
-from chest.models.common.pixels import Normalization
-from chest.training.augmentation import change, draw_changes
-from chest.training.calibration import negative_log_likelihood
+from chest.models.common.memory import describe_memory, is_out_of_memory
+from chest.training.augmentation import draw_changes
 from chest.training.checkpointing import States
-from chest.training.sampling import draw_epoch, logit_adjustment, sampling_weights
-from chest.training.selection import best_epoch, validation_figures
-from chest.training.settings import TrainingSettings
+from chest.training.sampling import draw_epoch
+from chest.training.settings import LoopSettings
 
 MAX_GRADIENT_NORM = 1.0  # the default of transformers; limits the damage of a bad batch
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Images to train on, all on the device.
+
+    ``images``: uint8 (B, side, side). ``rows``: their row numbers, int64 (B,). ``changes``: the
+    augmentation of each, (B, K), for `augmentation.change`; None for none. ``progress``: the share
+    of the training that is done, from 0 to 1.
+    """
+
+    images: torch.Tensor
+    rows: torch.Tensor
+    changes: torch.Tensor | None
+    progress: float
+
+
+class Objective(Protocol):
+    """What a training minimises, and how its epochs are compared."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the mean loss of a batch; `model`, maybe a DDP wrapper, is to be called once."""
+
+    def validate(self) -> dict[str, float]:
+        """Return the figures of the validation split; ``val_loss`` is one of them."""
+
+    def best_epoch(self, curve: list[dict]) -> int:
+        """Return the epoch to keep, from the rows of the curve so far."""
+
+
+@dataclass(frozen=True)
 class Task:
-    """A model, its data, device and settings. ``key`` names the settings in error messages."""
+    """A model in training. ``key`` names the settings in error messages.
+
+    ``rows``: the training images among ``images``, int64 (n,). ``weights``: the probability of
+    drawing each, float64 (n,); None draws each once per epoch.
+    """
 
     key: str
-    settings: TrainingSettings
+    settings: LoopSettings
     accelerator: Accelerator
-    model: PreTrainedModel  # for image classification, with LABELS
-    data: Dataset
+    model: nn.Module
     images: ImageStore
-    normalization: Normalization
+    rows: np.ndarray
+    weights: np.ndarray | None
+    objective: Objective
 
     @cached_property
     def steps(self) -> int:
         """Optimizer steps in an epoch."""
-        return -(-len(self.data.rows("train")) // self.settings.batch_size)
+        return -(-len(self.rows) // self.settings.batch_size)
 
     @property
     def total(self) -> int:
@@ -63,11 +94,13 @@ class TrainingState:
 
     ``epoch`` epochs are finished, with a row each in ``curve``, and ``step`` steps of the next one,
     with their ``losses``, (steps of an epoch,). ``best_weights``: those of the best epoch so far.
+    ``scaler`` scales the gradients in fp16.
     """
 
-    model: PreTrainedModel
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     losses: torch.Tensor
+    scaler: torch.amp.GradScaler | None = None
     epoch: int = 0
     step: int = 0
     curve: list[dict] = field(default_factory=list)
@@ -83,8 +116,9 @@ class TrainingState:
         """Return what `load_state_dict` restores, including the random number generators."""
         device = self.losses.device
         return {
-            "model": self.model.state_dict(),
+            "model": trainable_state(self.model),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler and self.scaler.state_dict(),
             "progress": [self.epoch, self.step, self.curve],
             "losses": self.losses,
             "best_weights": self.best_weights,
@@ -94,9 +128,11 @@ class TrainingState:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore a saved training state."""
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=False)
         parameters = {int(i): x for i, x in state["optimizer"]["state"].items()}
         self.optimizer.load_state_dict(state["optimizer"] | {"state": parameters})
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.curve = state["progress"]
         self.losses.copy_(state["losses"])
         self.best_weights = state["best_weights"]
@@ -115,8 +151,8 @@ def train(
     the end, and on Ctrl-C or SIGTERM, before KeyboardInterrupt is raised. `log` is called with each
     row of the curve.
 
-    Returns the curve (epoch, from 1, train_loss, val_loss, learning_rate of the epoch's last step,
-    val_uar, val_war, val_within, val_worst) and the best epoch. Raises ParameterError for
+    Returns the curve (epoch, from 1, train_loss, learning_rate of the epoch's last step, and the
+    objective's validation figures) and the best epoch. Raises ParameterError for
     impossible settings, a batch that does not fit into memory, and a loss that is not finite.
     """
     check_schedule(task)
@@ -133,14 +169,21 @@ def train(
             interrupt.add_note(f"Resumes after step {state.saved} of {task.total}.")
         raise
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if not is_out_of_memory(error):
             raise
+        at_once = task.settings.micro_batch or task.settings.batch_size
         raise ParameterError(
-            f"{task.key}.batch_size: {task.settings.batch_size} images do not fit into the memory"
-            f" of {device_name(task.accelerator)}; lower it or launch more processes"
+            f"{task.key}.micro_batch: {at_once} images at a time do not fit: {describe_memory()};"
+            " lower it, which leaves batch_size as it is, or launch more processes"
         ) from None
-    task.model.load_state_dict(state.best_weights)
-    return pd.DataFrame(state.curve), best_epoch(state.curve, task.settings.select_by)
+    task.model.load_state_dict(state.best_weights, strict=False)
+    return pd.DataFrame(state.curve), task.objective.best_epoch(state.curve)
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters that train and the buffers: frozen weights are in the checkpoint."""
+    frozen = {name for name, x in model.named_parameters() if not x.requires_grad}
+    return {name: x for name, x in model.state_dict().items() if name not in frozen}
 
 
 def check_schedule(task: Task) -> None:
@@ -158,13 +201,27 @@ def check_schedule(task: Task) -> None:
         )
 
 
-def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices and kernels, but not on biases and norms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = {"params": [p for p in parameters if p.ndim > 1]}
-    others = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+def make_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on matrices and kernels, but not on biases and norms.
+
+    A parameter with an attribute ``lr_scale`` learns at that multiple of the learning rate.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            key = parameter.ndim > 1, getattr(parameter, "lr_scale", 1.0)
+            groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
-        [decayed, others], lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        [
+            {
+                "params": parameters,
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+                "lr_scale": scale,
+            }
+            for (decayed, scale), parameters in groups.items()
+        ],
+        lr=settings.lr,
+        fused=True,
     )
 
 
@@ -181,7 +238,8 @@ def begin(task: Task, states: States) -> TrainingState:
     """Return the newest state on disk, read by the main process, or the initial state."""
     accelerator = task.accelerator
     losses = torch.zeros(task.steps, device=accelerator.device, dtype=float_type(accelerator))
-    state = TrainingState(task.model, make_optimizer(task.model, task.settings), losses)
+    optimizer = make_optimizer(task.model, task.settings)
+    state = TrainingState(task.model, optimizer, losses, accelerator.scaler)
     found = states.load() if accelerator.is_main_process else None
     [found] = broadcast_object_list([found])
     if found is not None:
@@ -230,43 +288,68 @@ def train_epoch(
     """Train the remaining steps of an epoch; yield after each.
 
     `parallel` and `optimizer` were prepared by accelerate. Each process takes its share of a batch;
-    gradients are averaged. No step waits for the device: rows, targets and augmentation are copied
-    there before the first one.
+    gradients are averaged. No step waits for the device: rows and augmentation are copied there
+    before the first one.
     """
-    accelerator, settings = task.accelerator, task.settings
-    device, dtype = accelerator.device, float_type(accelerator)
+    accelerator = task.accelerator
     batches, changes = draw_share(task, rng)
-    all_targets = task.data.targets()
-    targets = torch.from_numpy(all_targets[batches]).to(device)
-    adjustment = logit_adjustment(all_targets[task.data.rows("train")], settings.balance)
-    adjustment = adjustment.to(device, dtype)
+    set_training_mode(parallel)
+    rows = torch.from_numpy(batches).to(accelerator.device)
     left = range(state.step, task.steps)
     shown = progress(left, "steps", len(left), silent=not accelerator.is_main_process)
-    parallel.train()
     for i, images in zip(shown, task.images.stream(list(batches[state.step :])), strict=True):
-        augment = None if changes is None else partial(change, changes=changes[i])
-        logits = classify(accelerator, parallel, images, task.normalization, augment)
-        loss = cross_entropy(logits + adjustment, targets[i])
-        accelerator.backward(loss)
+        own = None if changes is None else changes[i]
+        batch = Batch(images, rows[i], own, state.done / task.total)
+        loss = train_step(task, parallel, batch)
         accelerator.clip_grad_norm_(parallel.parameters(), MAX_GRADIENT_NORM)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(task, state.done)
+            group["lr"] = learning_rate(task, state.done) * group["lr_scale"]
         optimizer.step()
         optimizer.zero_grad()
-        state.losses[i] = accelerator.reduce(loss.detach(), "mean")
+        state.losses[i] = accelerator.reduce(loss, "mean")
         state.step = i + 1
         yield
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """Switch `model` to training, but keep the statistics of its batch norms.
+
+    Those of balanced batches would not be those of the images to classify, and each process would
+    have its own: see `batch_norm.estimate`.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def train_step(task: Task, parallel: nn.Module, batch: Batch) -> torch.Tensor:
+    """Compute the gradients of a batch, at most ``micro_batch`` images at a time.
+
+    Returns the loss, detached. Gradients are exchanged between processes once.
+    """
+    size, accelerator = len(batch.images), task.accelerator
+    micro = task.settings.micro_batch or size
+    total = torch.zeros((), device=accelerator.device, dtype=float_type(accelerator))
+    for start in range(0, size, micro):
+        part = slice(start, start + micro)
+        changes = None if batch.changes is None else batch.changes[part]
+        own = Batch(batch.images[part], batch.rows[part], changes, batch.progress)
+        last = start + micro >= size
+        with nullcontext() if last else accelerator.no_sync(parallel):
+            loss = task.objective.loss(parallel, own) * (len(own.images) / size)
+            accelerator.backward(loss)
+        total += loss.detach()
+    return total
 
 
 def draw_share(task: Task, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor | None]:
     """Draw the batches and augmentation of an epoch, and return this process's share of each batch.
 
-    Returns rows, int64 (steps, B), and changes on the device, (steps, B, 5), or None.
+    Returns rows, int64 (steps, B), and changes on the device, (steps, B, K), or None.
     """
     accelerator, settings = task.accelerator, task.settings
-    rows = task.data.rows("train")
-    weights = sampling_weights(task.data.table.iloc[rows], settings.balance)
-    drawn = rows[draw_epoch(len(rows), weights, settings.batch_size, rng)]
+    drawn = task.rows[draw_epoch(len(task.rows), task.weights, settings.batch_size, rng)]
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     if settings.augment is None:
         return drawn[:, share], None
@@ -277,27 +360,17 @@ def draw_share(task: Task, rng: np.random.Generator) -> tuple[np.ndarray, torch.
 def finish_epoch(task: Task, state: TrainingState) -> None:
     """Validate, add a row to the curve, and keep the weights of the best epoch so far."""
     epoch, loss = state.epoch + 1, state.losses.mean().item()
-    rows = task.data.rows("val")
-    logits = predict(task, rows)
-    val_loss = negative_log_likelihood(logits, task.data.targets()[rows])
-    if not math.isfinite(loss + val_loss):
+    task.model.eval()
+    figures = task.objective.validate()
+    if not math.isfinite(loss + figures["val_loss"]):
         raise ParameterError(
             f"{task.key}.lr: {task.settings.lr}, but the loss of epoch {epoch} is not finite;"
             " lower it"
         )
-    predicted = np.array(LABELS)[logits.argmax(axis=1)]
-    row = {"epoch": epoch, "train_loss": loss, "val_loss": val_loss}
+    row = {"epoch": epoch, "train_loss": loss, "val_loss": figures["val_loss"]}
     row["learning_rate"] = learning_rate(task, state.done - 1)
-    state.curve.append(row | validation_figures(task.data.table.iloc[rows], predicted))
-    if best_epoch(state.curve, task.settings.select_by) == epoch:
-        weights = task.model.state_dict()
+    state.curve.append(row | figures)
+    if task.objective.best_epoch(state.curve) == epoch:
+        weights = trainable_state(task.model)
         state.best_weights = {name: x.detach().cpu().clone() for name, x in weights.items()}
     state.epoch, state.step = epoch, 0
-
-
-def predict(task: Task, rows: np.ndarray) -> np.ndarray:
-    """Return the logits of `rows`, float64 (n, 3), in evaluation mode."""
-    # Twice the training batch: no gradients are kept.
-    batch_size = 2 * task.settings.batch_size
-    images = ImageRows(task.images, rows, task.normalization)
-    return classify_rows(task.accelerator, task.model, images, batch_size)

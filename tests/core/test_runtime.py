@@ -71,7 +71,18 @@ def test_a_stage_takes_no_argument(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         run_stage(lambda: pytest.fail("it ran"))
     assert end.value.code == 2
-    assert "--fast: a stage takes no argument" in capsys.readouterr().err
+    assert "--fast: this stage takes no argument" in capsys.readouterr().err
+
+
+def test_a_stage_of_several_blocks_takes_the_name_of_one(monkeypatch, capsys):
+    named = []
+    monkeypatch.setattr(sys, "argv", ["stage.py", "resnet50"])
+    run_stage(named.append, argument="NAME")
+    assert named == ["resnet50"]
+    monkeypatch.setattr(sys, "argv", ["stage.py"])
+    with pytest.raises(SystemExit):
+        run_stage(named.append, argument="NAME")
+    assert "nothing given: this stage takes one argument, NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from chest.models.common.pixels import (
     load_normalization,
     to_pixels,
 )
-from chest.models.siglip import load_classifier
+from chest.models.encoders import load_classifier
 
 CPU = torch.device("cpu")
 ELSEWHERE = torch.device("cpu:0")  # to PyTorch another device than cpu: no image is on it

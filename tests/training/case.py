@@ -8,7 +8,7 @@ import pandas as pd
 from support import write_params
 
 from chest.data.dataset import MANIFEST_COLUMNS, Dataset
-from chest.training.settings import TrainingSettings
+from chest.training.classification import TrainingSettings
 
 SYSTEM, ZEROSHOT = "finetune_siglip", "zeroshot_siglip"
 AUGMENT = {"rotate": 10.0, "shift": 0.05, "scale": 0.1, "contrast": 0.2}
@@ -20,6 +20,13 @@ SETTINGS = {
     "weight_decay": 0.01,
     "balance": "class_modality",
     "augment": AUGMENT,
+    "view": {},
+    "weights": "pretrained",
+    "head": "shared",
+    "adversary": "none",
+    "adversary_lr": 1e-2,
+    "adversary_weight": 1.0,
+    "adversary_ramp": 10.0,
     "select_by": "within",
     "calibrate": "temperature",
     "compile": "none",
@@ -38,7 +45,9 @@ OUTPUTS = (
 
 def settings(checkpoint: Path, **changes) -> TrainingSettings:
     """Return SETTINGS for a checkpoint, with changes."""
-    where = {"checkpoint": str(checkpoint), "revision": "main", "image_size": side_of(checkpoint)}
+    where = {"checkpoint": str(checkpoint), "revision": "main"}
+    if "image_size" not in changes:
+        where["image_size"] = side_of(checkpoint)
     return TrainingSettings(**where | SETTINGS | changes)
 
 

@@ -15,12 +15,11 @@ from chest.core.errors import ParameterError
 from chest.data.dataset import Dataset
 from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import start
-from chest.models.common.image_store import place_images
-from chest.models.common.pixels import load_normalization
-from chest.models.siglip import load_classifier
 from chest.training import loop
 from chest.training.checkpointing import States
-from chest.training.loop import Task, check_schedule, learning_rate, make_optimizer, predict, train
+from chest.training.classification import Selection
+from chest.training.finetuning import make_task as make_classifier_task
+from chest.training.loop import check_schedule, learning_rate, make_optimizer, train
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +31,8 @@ def make_task(checkpoint, data=None, **changes):
     chosen = settings(checkpoint, **changes)
     data = data or draw(chosen.image_size)
     accelerator, source = start(5, "fp32"), find_checkpoint(str(checkpoint), "main")
-    model = load_classifier(source, chosen.image_size)
-    images = place_images(data.images, accelerator.device)
-    normalization = load_normalization(source)
-    return Task("phantom.x", chosen, accelerator, model, data, images, normalization)
+    accepted = np.ones(len(data.table), bool)
+    return make_classifier_task("phantom.x", chosen, accelerator, source, data, None, accepted)
 
 
 def learn(task):
@@ -43,8 +40,9 @@ def learn(task):
 
 
 def accuracy(task, split):
-    rows = task.data.rows(split)
-    return (predict(task, rows).argmax(1) == task.data.targets()[rows]).mean()
+    data = task.objective.data
+    rows = data.rows(split)
+    return (task.objective.predict(rows).argmax(1) == data.targets()[rows]).mean()
 
 
 def test_it_learns_and_the_curve_says_so(checkpoint):
@@ -87,7 +85,7 @@ def test_only_training_images_are_learned_from(checkpoint, monkeypatch):
     monkeypatch.setattr(loop, "draw_share", spy)
     learn(task)
     assert len(learned) == 3 * 36
-    assert set(learned) <= set(task.data.rows("train").tolist())
+    assert set(learned) <= set(task.objective.data.rows("train").tolist())
 
 
 def test_batches_differ_between_epochs_and_processes_share_them(checkpoint):
@@ -106,6 +104,16 @@ def test_batches_differ_between_epochs_and_processes_share_them(checkpoint):
     for whole, *parts in zip(first, share(0), share(1), strict=True):
         assert np.array_equal(whole[:, 0::2], parts[0])
         assert np.array_equal(whole[:, 1::2], parts[1])
+
+
+def test_small_parts_of_a_batch_give_its_gradient(checkpoint):
+    weights = []
+    for micro_batch in (None, 4, 1):
+        task = make_task(checkpoint, micro_batch=micro_batch, epochs=1, warmup_steps=0)
+        learn(task)
+        weights.append(torch.cat([x.flatten() for x in task.model.parameters()]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+    assert torch.allclose(weights[0], weights[2], atol=1e-5)
 
 
 def test_the_rate_is_the_cosine_of_transformers(checkpoint):
@@ -135,12 +143,12 @@ def test_the_adjusted_loss_takes_the_class_shares_out_of_the_logits(checkpoint, 
     table = pd.DataFrame({"image_id": range(48), "label": label, "modality": "ct", "split": split})
     side = side_of(checkpoint)
     noise = np.random.default_rng(0).integers(0, 256, (48, side, side)).astype(np.uint8)
-    monkeypatch.setattr(loop, "best_epoch", lambda curve, by: len(curve))
+    monkeypatch.setattr(Selection, "best_epoch", lambda _, curve: len(curve))
     odds = {}
     for balance in ("none", "logit_adjusted"):
         task = make_task(checkpoint, Dataset(table, noise), balance=balance, epochs=12)
         train(task, 5, States(balance, {}), lambda row: None)
-        covid19, _, tuberculosis = predict(task, np.arange(48)).mean(0)
+        covid19, _, tuberculosis = task.objective.predict(np.arange(48)).mean(0)
         odds[balance] = tuberculosis - covid19
     assert odds["none"] < -1
     assert odds["logit_adjusted"] - odds["none"] == pytest.approx(math.log(11), abs=1)
@@ -165,7 +173,7 @@ def test_a_batch_too_large_for_the_memory(checkpoint, monkeypatch):
     def burst(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
-    monkeypatch.setattr(loop, "classify", burst)
+    monkeypatch.setattr(loop, "train_step", burst)
     with pytest.raises(ParameterError, match="batch_size: 6 images do not fit into the memory of"):
         learn(make_task(checkpoint))
 
@@ -174,14 +182,14 @@ def test_another_runtime_error_is_a_bug_and_passes(checkpoint, monkeypatch):
     def fail(*_):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(loop, "classify", fail)
+    monkeypatch.setattr(loop, "train_step", fail)
     with pytest.raises(RuntimeError, match="shapes differ"):
         learn(make_task(checkpoint))
 
 
 def test_a_loss_that_is_not_finite(checkpoint, monkeypatch):
-    classify = loop.classify
-    monkeypatch.setattr(loop, "classify", lambda *a: classify(*a) * math.nan)
+    train_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *a: train_step(*a) * math.nan)
     rate = SETTINGS["lr"]
     with pytest.raises(ParameterError, match=f"lr: {rate}, but the loss of epoch 1 is not finite"):
         learn(make_task(checkpoint))

@@ -14,7 +14,7 @@ from support import run_stage
 
 from chest.evaluation.predictions import read_system
 from chest.models.common.checkpoints import find_checkpoint
-from chest.models.common.classification import load_trained
+from chest.models.encoders import load_trained
 from chest.training import finetuning, loop
 
 FOLDER = Path(".resume") / SYSTEM
@@ -99,7 +99,7 @@ def test_calibration_lowers_the_validation_loss_and_changes_no_answer(
 
 @forked
 def test_kill_and_resume_gives_the_same_bytes(case, peaceful, monkeypatch, capsys):
-    undo = strike(monkeypatch, loop, "classify", 11, signal.SIGKILL)
+    undo = strike(monkeypatch, loop, "train_step", 11, signal.SIGKILL)
     assert exit_code(lambda: run_stage(SYSTEM)) == -signal.SIGKILL
     undo()
     assert states() == [4, 8]
@@ -112,7 +112,7 @@ def test_kill_and_resume_gives_the_same_bytes(case, peaceful, monkeypatch, capsy
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_it_came_in(case, peaceful, monkeypatch, capsys, number, code):
-    undo = strike(monkeypatch, loop, "classify", 7, number)
+    undo = strike(monkeypatch, loop, "train_step", 7, number)
     assert interrupted(capsys) == (code, "Interrupted.\nResumes after step 7 of 18.\n")
     undo()
     run_stage(SYSTEM)
@@ -126,13 +126,13 @@ def test_a_signal_during_the_last_validation_saves_the_whole_training(
     undo = strike(monkeypatch, loop, "finish_epoch", 3, signal.SIGTERM)
     assert interrupted(capsys) == (143, "Interrupted.\nResumes after step 18 of 18.\n")
     undo()
-    monkeypatch.setattr(loop, "classify", None)  # not one step more
+    monkeypatch.setattr(loop, "train_step", None)  # not one step more
     run_stage(SYSTEM)
     assert outputs(case) == outputs(peaceful)
 
 
 def test_a_second_signal_ends_at_once_with_the_last_saved_state(case, monkeypatch, capsys):
-    strike(monkeypatch, loop, "classify", 6, signal.SIGINT, signal.SIGINT)
+    strike(monkeypatch, loop, "train_step", 6, signal.SIGINT, signal.SIGINT)
     assert interrupted(capsys) == (130, "Interrupted.\nResumes after step 4 of 18.\n")
     assert states() == [4]
 
@@ -142,7 +142,7 @@ def test_an_interrupted_calibration_does_not_train_again(case, peaceful, monkeyp
     code, message = interrupted(capsys)
     assert (code, "resumes with the calibration" in message) == (143, True)
     undo()
-    monkeypatch.setattr(loop, "classify", None)
+    monkeypatch.setattr(loop, "train_step", None)
     run_stage(SYSTEM)
     assert outputs(case) == outputs(peaceful)
 
@@ -151,11 +151,11 @@ def test_an_interrupted_calibration_does_not_train_again(case, peaceful, monkeyp
 
 
 def test_other_parameters_start_over_and_replace_the_states(case, checkpoint, monkeypatch, capsys):
-    strike(monkeypatch, loop, "classify", 13, signal.SIGTERM)
+    strike(monkeypatch, loop, "train_step", 13, signal.SIGTERM)
     interrupted(capsys)
     assert states() == [12, 13]
     write_params_again(case, checkpoint, lr=5e-4)
-    strike(monkeypatch, loop, "classify", 9, signal.SIGTERM)
+    strike(monkeypatch, loop, "train_step", 9, signal.SIGTERM)
     _, message = interrupted(capsys)
     skipped = f"{FOLDER}/step-00000013.safetensors: not resumed from, changed since: parameters\n"
     assert skipped in message
@@ -171,7 +171,7 @@ def write_params_again(folder, checkpoint, **changes):
 
 
 def test_a_torn_state_is_passed_over_for_the_one_before_it(case, peaceful, monkeypatch, capsys):
-    undo = strike(monkeypatch, loop, "classify", 10, signal.SIGTERM)
+    undo = strike(monkeypatch, loop, "train_step", 10, signal.SIGTERM)
     interrupted(capsys)
     undo()
     newest = FOLDER / "step-00000010.safetensors"
@@ -193,7 +193,7 @@ def test_dropout_resumes_too(checkpoint, tmp_path, monkeypatch, capsys):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(write_case(tmp_path / name, dropping))
         if name == "resumed":
-            undo = strike(monkeypatch, loop, "classify", 7, signal.SIGTERM)
+            undo = strike(monkeypatch, loop, "train_step", 7, signal.SIGTERM)
             interrupted(capsys)
             undo()
         run_stage(SYSTEM)

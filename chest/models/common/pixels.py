@@ -32,9 +32,20 @@ def load_normalization(source: Source) -> Normalization:
     content = source.load_dict(ImageProcessingMixin.get_image_processor_dict, PREPROCESSOR)
     with source.reading(PREPROCESSOR, TypeError):
         mean, std = (tuple(map(float, content[key])) for key in ("image_mean", "image_std"))
+        if divides_twice(content):
+            std = tuple(value * value for value in std)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise source.error(f"its {PREPROCESSOR} has image_mean {mean} and image_std {std}")
     return Normalization(mean, std)
+
+
+def divides_twice(preprocessor: dict) -> bool:
+    """Return whether images are divided by the deviation twice, as EfficientNet's processor does.
+
+    That is how Keras normalizes the images of its EfficientNets, whose weights these are.
+    """
+    efficientnet = str(preprocessor.get("image_processor_type")).startswith("EfficientNet")
+    return efficientnet and preprocessor.get("include_top", True)
 
 
 def load_image_size(source: Source) -> int:
