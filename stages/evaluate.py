@@ -1,7 +1,8 @@
 """Score every system in data/predictions on the test and external images, and draw the results.
 
-Reads   data/predictions/, data/probes/, data/training/, data/audit/, data/manifest.csv,
-        data/split.csv, data/images/ (the smallest side), data/slices/index.csv
+Reads   data/predictions/, data/probes/, data/few_shots/, data/training/, data/audit/,
+        data/manifest.csv, data/split.csv, data/slices/index.csv, data/masks/index.csv, and the
+        smallest side of data/images/ and data/masks/
 Writes  metrics/test.json        UAR, WAR and recalls with 95 % intervals, precision and F1
         metrics/external.json    the same on external sites; {} without any
         metrics/patients.json    the same per patient, with AUROC
@@ -9,7 +10,10 @@ Writes  metrics/test.json        UAR, WAR and recalls with 95 % intervals, preci
         metrics/ranking.json     AUROC, sensitivity and specificity at thresholds of the validation
                                  split, calibration error, Brier score
         metrics/primary.json     the comparisons that were chosen in advance
-        metrics/probes.json      what a linear model learns from one region of the images
+        metrics/probes.json      what a linear model learns from one region of the images, from all
+                                 sites, and at one site for another
+        metrics/few_shots.json   UAR of frozen features by number of training patients
+        metrics/masks.json       lung masks: accepted share and Dice by modality, site and class
         metrics/audit.json       what the splits share (and .csv, near_duplicates.csv)
         metrics/all.json         all images, for systems that answered all of them
         metrics/runs.json        how each system's answers were made
@@ -25,6 +29,7 @@ that a system that is gone leaves nothing behind.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +43,16 @@ from chest.core.params import Section, Text, load_params
 from chest.core.runtime import run_stage
 from chest.data import audit
 from chest.data.dataset import Dataset, read_dataset
+from chest.data.masks import read_masks
 from chest.evaluation.calibration import reliability
 from chest.evaluation.comparison import primary_comparisons
+from chest.evaluation.few_shots import nest_curves, read_curves
 from chest.evaluation.intervals import intervals
 from chest.evaluation.metrics import rounded
 from chest.evaluation.predictions import System, read_curve, read_systems
-from chest.evaluation.probes import read_probes
+from chest.evaluation.probes import nest_across, read_across, read_probes, score_across
 from chest.evaluation.revisions import write_answers
+from chest.evaluation.segmentation import mask_metrics, read_mask_index
 from chest.evaluation.subgroups import nest_groups, read_severity, tabulate_groups
 from chest.reporting import charts, model_card, scores
 from chest.reporting.scores import Scores, ScoresBySystem
@@ -61,6 +69,19 @@ class EvaluationSettings(Section):
     """The block ``evaluation`` of params.yaml."""
 
     primary: Text  # the system that the model card describes
+
+
+@dataclass(frozen=True)
+class Studies:
+    """Figures of no single system.
+
+    ``across``: `probes.score_across`; ``curves``: `few_shots.read_curves`; ``masks``:
+    `segmentation.mask_metrics`.
+    """
+
+    across: pd.DataFrame
+    curves: pd.DataFrame
+    masks: dict
 
 
 def main() -> None:
@@ -89,18 +110,24 @@ def main() -> None:
         leaks=audit.leak_counts(data.table, counts),
         comparisons=primary_comparisons(systems, primary.key, params.seed),
     )
+    studies = Studies(
+        across=score_across(read_across(data.table), params.seed),
+        curves=read_curves(data.table),
+        masks=mask_metrics(read_mask_index(data.table)),
+    )
 
     # 2. All files; the folders replace those of an earlier run once everything is there.
     with replacing(METRICS) as metrics, replacing(PLOTS) as plots, replacing(SHEETS) as sheets:
         for folder in (metrics, plots, sheets):
             folder.mkdir()
-        write_metrics(metrics, run)
+        write_metrics(metrics, run, studies)
         write_table(metrics / "audit.csv", audit.composition(data.table))
         write_table(metrics / "near_duplicates.csv", audit.worst_pairs(pairs, CLOSEST))
         write_answers(metrics / "answers.csv", systems)
         for document in ("model_card.md", "claim.md"):
             write_text(metrics / document, model_card.render(document, run))
         draw_plots(plots, run)
+        draw_studies(plots, run, studies)
         draw_sheets(sheets, data, run)
 
 
@@ -113,18 +140,22 @@ def choose_primary(systems: dict[str, System], key: str) -> System:
     return systems[key]
 
 
-def write_metrics(folder: Path, run: model_card.Run) -> None:
+def write_metrics(folder: Path, run: model_card.Run, studies: Studies) -> None:
     """Write what `dvc metrics` reads, nested floats of 4 places, and tables for a reviewer."""
     complete = {
         k: s.answers for k, s in run.systems.items() if {"train", "val", "test"} <= s.splits
     }
+    across = nest_across(studies.across)
+    probes = {k: x | across.get(k, {}) for k, x in scores.nest_uars(run.probe_uars).items()}
     metrics = {
         "test": {key: own.headline for key, own in of_split(run.scores, "test")},
         "external": {key: own.headline for key, own in of_split(run.scores, "external")},
         "patients": nest(run.scores, lambda own: own.patients),
         "within": nest(run.scores, lambda own: {"within": nest_groups(own.groups)}),
         "ranking": nest(run.scores, lambda own: own.ranking),
-        "probes": {"probes": scores.nest_uars(run.probe_uars)},
+        "probes": {"probes": probes},
+        "few_shots": {"few_shots": nest_curves(studies.curves)},
+        "masks": {"masks": studies.masks},
         "primary": {
             row["modality"]: {key: x for key, x in row.items() if isinstance(x, float)}
             for row in run.comparisons
@@ -167,7 +198,6 @@ def draw_plots(folder: Path, run: model_card.Run) -> None:
     tables = {
         "recall": run.recalls,
         "uar": run.uars,
-        "probes": run.probe_uars,
         "reliability": pd.concat(reliability(x).assign(split=s) for s, x in own.items()).round(4),
         "scores": pd.concat(scores.score_bins(split, answers) for split, answers in own.items()),
     }
@@ -175,7 +205,6 @@ def draw_plots(folder: Path, run: model_card.Run) -> None:
         write_table(folder / f"{name}.csv", table)
     charts.draw_recalls(folder / "recall.png", run.recalls, styles)
     charts.draw_uars(folder / "uar.png", run.uars, styles, run.baselines)
-    charts.draw_probes(folder / "probes.png", run.probe_uars, run.baselines)
     charts.draw_reliability(folder / "reliability.png", tables["reliability"], primary.name)
     charts.draw_scores(folder / "scores.png", tables["scores"], run.triage, primary.name)
 
@@ -195,11 +224,23 @@ def draw_plots(folder: Path, run: model_card.Run) -> None:
         charts.draw_training(folder / "training.png", curves)
 
 
+def draw_studies(folder: Path, run: model_card.Run, studies: Studies) -> None:
+    """Write tables and charts of the probes and of the few shots."""
+    transfers = scores.transfer_table(studies.across)
+    write_table(folder / "probes.csv", pd.concat([run.probe_uars, transfers]))
+    charts.draw_probes(folder / "probes.png", run.probe_uars, run.baselines)
+    charts.draw_across(folder / "probes_across.png", studies.across)
+    write_table(folder / "few_shots.csv", studies.curves)
+    if len(studies.curves):
+        charts.draw_few_shots(folder / "few_shots.png", studies.curves)
+
+
 def draw_sheets(folder: Path, data: Dataset, run: model_card.Run) -> None:
     """Draw pictures that show images of the collections."""
     note, answers = NOTES[run.params.profile], run.own["test"].answers
     charts.draw_contact_sheet(folder / "contact_sheet.png", data.images, data.table, note)
-    charts.draw_regions(folder / "regions.png", data.images, data.table["modality"], note)
+    masks = read_masks(len(data.table), data.images.shape[-1])
+    charts.draw_regions(folder / "regions.png", data.images, masks, data.table["modality"], note)
     wrong = scores.worst_mistakes(answers)
     rows = pd.Series(range(len(data.table)), data.table["image_id"])
     wrong = wrong.assign(row=wrong["image_id"].map(rows))

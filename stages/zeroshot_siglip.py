@@ -70,7 +70,7 @@ def load_predictor(params: Params) -> Predictor:
         placed = place_images(images, accelerator.device)
         return compare_rows(accelerator, classifier, placed, rows, settings.batch_size)
 
-    def explain(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    def explain(images: np.ndarray, classes: np.ndarray, _: Sequence[str]) -> np.ndarray:
         grey = torch.from_numpy(images).to(accelerator.device)
         pixels = to_pixels(grey, classifier.normalization, dtype=float_type(accelerator))
         return relevance_of_prompts(classifier.model, pixels, classifier.classes, classes)

@@ -84,10 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse(problems)
 
     # 2. Answer, and draw where the model looked.
-    modalities = [item.modality for item in items]
-    said = predictor.classify(images, np.arange(len(items)), np.array(modalities))
+    modalities, lungs = [item.modality for item in items], None
+    if predictor.show:
+        images, lungs, answered = show(predictor, items, images, modalities)
+    said = predictor.classify(images, np.arange(len(items)), modalities)
+    if lungs is not None:
+        said = [row if seen else None for row, seen in zip(said, answered, strict=True)]
     answers = tabulate(items, said)
-    drawn = draw(predictor, images, answers, options.explain) if options.explain else []
+    drawn = draw(predictor, images, lungs, answers, options.explain) if options.explain else []
 
     # 3. Print it; what is bad comes last, where it is seen.
     report(options, predictor.describe(len(items)), items, answers, drawn)
@@ -363,6 +367,24 @@ def problem_of(path: Path, error: OSError | FileError | ValueError) -> Problem:
 # --- Answers ---------------------------------------------------------------------------------
 
 
+def show(
+    predictor: "Predictor", items: list[Found], images: np.ndarray, modalities: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what the model is shown, the lungs in it, and which images it answers.
+
+    Prints that lungs were looked for, and where what was found cannot be two lungs.
+    """
+    shown = predictor.show(images, modalities)
+    print(
+        "The model sees the images through its view: lungs are looked for first.", file=sys.stderr
+    )
+    for item, accepted, answered in zip(items, shown.accepted, shown.answered, strict=True):
+        if not accepted:
+            then = "shown whole" if answered else "not answered"
+            print(f"{printable(item.path)}: no two lungs found, {then}", file=sys.stderr)
+    return shown.images, shown.masks, shown.answered
+
+
 def tabulate(items: list[Found], said: Sequence[Sequence[float] | None]) -> pd.DataFrame:
     """Return the answers, rounded as in the predictions' files: COLUMNS, n rows."""
     numbered = pd.DataFrame({"image_id": range(len(items)), "split": "", "label": ""})
@@ -372,17 +394,29 @@ def tabulate(items: list[Found], said: Sequence[Sequence[float] | None]) -> pd.D
 
 
 def draw(
-    predictor: "Predictor", images: np.ndarray, answers: pd.DataFrame, folder: Path
+    predictor: "Predictor",
+    images: np.ndarray,
+    lungs: np.ndarray | None,
+    answers: pd.DataFrame,
+    folder: Path,
 ) -> list[str]:
-    """Draw for each answer where the model looked, into `folder`; return the pictures' paths."""
+    """Draw for each answer where the model looked, into `folder`; return the pictures' paths.
+
+    The outline of the `lungs`, bool like `images`, is drawn where they were looked for. An image
+    without an answer is drawn without relevance.
+    """
     from chest.reporting.charts import draw_relevance
 
     names = picture_names(answers["path"])
     for k in progress(range(len(names)), "explanations", len(names)):
         label, file = answers["predicted"][k], printable(Path(answers["path"][k]).name)
-        look = predictor.explain(images[k : k + 1], np.array([LABELS.index(label)]))[0]
-        title = f"{LABEL_NAMES[label]}, {percent(answers[label][k])}"
-        draw_relevance(folder / names[k], images[k], look, title, file, NOTICE)
+        outline = None if lungs is None else lungs[k]
+        look, title = np.zeros((1, 1)), "not answered: no two lungs found"
+        if label != UNPARSED:
+            chosen, modality = np.array([LABELS.index(label)]), [answers["modality"][k]]
+            look = predictor.explain(images[k : k + 1], chosen, modality)[0]
+            title = f"{LABEL_NAMES[label]}, {percent(answers[label][k])}"
+        draw_relevance(folder / names[k], images[k], look, title, file, NOTICE, outline)
     return [str(folder / name) for name in names]
 
 

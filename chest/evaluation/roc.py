@@ -82,18 +82,23 @@ def auroc(
     if np.ptp(score) == 0:
         return Interval(value, value, value)
     bootstrap = Bootstrap(patients, truth, seed, draws)
+    return auroc_interval(value, auroc_draws(bootstrap, truth, score), bootstrap)
+
+
+def auroc_interval(value: float, drawn: np.ndarray, bootstrap: Bootstrap) -> Interval:
+    """Return the interval of an AUROC from its `drawn` values, (draws,); see `auroc`."""
     n = int(bootstrap.patients.min())
     quantiles = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     if n * min(value, 1 - value) < FEWEST_ERRORS:
         low, high = beta.ppf(quantiles, n * value + 0.5, n * (1 - value) + 0.5)
     else:
         edge = 0.5 / bootstrap.patients.prod()
-        drawn = logit(np.clip(_auroc_draws(bootstrap, truth, score), edge, 1 - edge))
+        drawn = logit(np.clip(drawn, edge, 1 - edge))
         low, high = expit(logit(value) + drawn.std() * norm.ppf(quantiles))
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def _auroc_draws(bootstrap: Bootstrap, truth: np.ndarray, score: np.ndarray) -> np.ndarray:
+def auroc_draws(bootstrap: Bootstrap, truth: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Return the AUROC of each draw, (draws,): images sorted by score once, weighted by draw."""
     negatives = np.flatnonzero(~truth)[np.argsort(score[~truth], kind="stable")]
     lower, not_higher = (

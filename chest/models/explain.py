@@ -1,32 +1,45 @@
-"""Relevance maps of SigLIP models: how much each patch contributes to the score of a class.
+"""Relevance maps: how much each part of an image contributes to the score of its class.
 
-Attention, weighted by the gradient of the class score, is accumulated over the layers (Chefer et
-al. 2021, arXiv:2103.15679).
+Integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) from an evenly grey image of the
+same brightness to the image itself. The same for CNNs and transformers, whatever their pooling.
+Attention rollout (Chefer et al. 2021) missed what decides for one of the classes in 7 of 15 small
+transformers trained on drawn squares, and Grad-CAM hit the square less often in small ResNets.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
-from transformers import PreTrainedModel, SiglipForImageClassification, SiglipModel
+from captum.attr import IntegratedGradients
+from torch.nn.functional import avg_pool2d
+from transformers import PreTrainedModel, SiglipModel
+
+from chest.models.common.classification import class_logits
+
+CELL = 16  # px: pixels by themselves are noisy
+STEPS = 16  # from grey to the image
+
+Scores = Callable[..., torch.Tensor]  # of the classes, (B, C), from pixels and what else they need
 
 
 def relevance_of_classifier(
-    model: SiglipForImageClassification, pixels: torch.Tensor, classes: np.ndarray
+    model: PreTrainedModel,
+    pixels: torch.Tensor,
+    classes: np.ndarray,
+    modalities: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the relevance of each patch for `classes`, int (B,): float32 (B, rows, columns).
+    """Return the relevance of each cell for `classes`, int (B,): float32 (B, rows, columns).
 
-    `pixels` is normalized, (B, 3, side, side). Values are at least 0, and comparable within an
-    image only.
+    `model` is in evaluation mode. `pixels` is normalized, (B, 3, side, side); `modalities`, int64
+    (B,), are positions in MODALITIES, see `class_logits`. Values are at least 0, and comparable
+    within an image only.
     """
-    with _eager_attention(model):
-        output = model(pixel_values=pixels, output_attentions=True)
-    layers = _relevance(_margin(output.logits, classes), output.attentions)
-    # The mean over tokens, as the classifier takes it, without the identity.
-    return _as_grid(_rollout(layers).mean(1) - 1 / layers[0].shape[-1])
+
+    def scores(images: torch.Tensor, modality: torch.Tensor | None = None) -> torch.Tensor:
+        return class_logits(model(pixel_values=images).logits, model.config.head, modality)
+
+    further = () if modalities is None else (torch.from_numpy(modalities).to(pixels.device),)
+    return _relevance(scores, pixels, classes, *further)
 
 
 def relevance_of_prompts(
@@ -37,69 +50,36 @@ def relevance_of_prompts(
     The image's embedding is not normalized, which does not change the ranking of the classes: the
     gradient of a cosine vanishes as the cosine approaches 1.
     """
-    with _eager_attention(model):
-        output = model.vision_model(pixel_values=pixels, output_attentions=True)
-    pooled, pooling = pool(model.vision_model.head, output.last_hidden_state)
-    margin = _margin(pooled @ texts.clone().T, classes)  # inference tensors allow no gradient
-    *layers, last = _relevance(margin, [*output.attentions, pooling])
-    return _as_grid((last @ _rollout(layers))[:, 0])
+    texts = texts.clone()  # inference tensors allow no gradient
+
+    def scores(images: torch.Tensor) -> torch.Tensor:
+        return model.get_image_features(images).pooler_output @ texts.T
+
+    return _relevance(scores, pixels, classes)
 
 
-def pool(head: torch.nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply SigLIP's attention pooling `head` to `tokens`, (B, n, d).
+def _relevance(
+    scores: Scores, pixels: torch.Tensor, classes: np.ndarray, *further: torch.Tensor
+) -> np.ndarray:
+    def margin(images: torch.Tensor, index: torch.Tensor, *further: torch.Tensor) -> torch.Tensor:
+        return _margin(scores(images, *further), index)
 
-    Returns the embeddings, (B, d), and the attention to the tokens, (B, heads, 1, n), which the
-    forward of `head` does not return.
-    """
-    attention = head.attention
-    probe = head.probe.expand(len(tokens), -1, -1)
-    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    query, key, value = (
-        linear(x, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for x, weight, bias in zip((probe, tokens, tokens), weights, biases, strict=True)
+    index = torch.tensor(classes, device=pixels.device)
+    grey = pixels.mean((2, 3), keepdim=True).expand_as(pixels)
+    gradients = IntegratedGradients(margin).attribute(
+        pixels,
+        grey,
+        additional_forward_args=(index, *further),
+        n_steps=STEPS,
+        internal_batch_size=len(pixels),
     )
-    shares = torch.softmax(query @ key.mT / math.sqrt(query.shape[-1]), -1)
-    pooled = attention.out_proj((shares @ value).transpose(1, 2).flatten(2))
-    return (pooled + head.mlp(head.layernorm(pooled)))[:, 0], shares
+    cells = avg_pool2d(gradients.sum(1, keepdim=True), CELL, ceil_mode=True)[:, 0]
+    return cells.clamp(min=0).detach().float().cpu().numpy()
 
 
-@contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use the attention implementation that returns its weights."""
-    usual = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
-
-
-def _margin(scores: torch.Tensor, classes: np.ndarray) -> torch.Tensor:
-    """Return the score of each image's class minus the mean of the other classes', (B,)."""
-    own = scores.gather(1, torch.tensor(classes, device=scores.device)[:, None])[:, 0]
-    return own - (scores.sum(1) - own) / (scores.shape[1] - 1)
-
-
-def _relevance(score: torch.Tensor, attentions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the relevance of attention for `score`, (B,): (B, to, from) for each layer.
-
-    `attentions` are (B, heads, to, from). Attention that lowers the score counts as 0.
-    """
-    gradients = torch.autograd.grad(score.sum(), attentions)
-    return [
-        (attention.detach() * gradient).clamp(min=0).mean(1)
-        for attention, gradient in zip(attentions, gradients, strict=True)
-    ]
-
-
-def _rollout(layers: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the relevance of each patch for each token after all `layers`, (B, n, n)."""
-    total = torch.eye(layers[0].shape[-1], device=layers[0].device, dtype=layers[0].dtype)
-    for layer in layers:
-        total = total + layer @ total
-    return total
-
-
-def _as_grid(values: torch.Tensor) -> np.ndarray:
-    side = math.isqrt(values.shape[1])
-    return values.clamp(min=0).unflatten(1, (side, side)).float().cpu().numpy()
+def _margin(scores: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return the score of each image's class minus the mean of the other possible ones, (B,)."""
+    own = index[:, None]
+    others = scores.isfinite().scatter(1, own, False)
+    mean = scores.masked_fill(~others, 0).sum(1) / others.sum(1)
+    return scores.gather(1, own)[:, 0] - mean

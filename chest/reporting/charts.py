@@ -4,11 +4,11 @@ A pull request shows them 430 px wide, so they are 7 inches wide and no letter i
 system has the same colour and place in all charts; blind baselines are grey and hollow.
 """
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 import matplotlib.style
@@ -28,7 +28,9 @@ from chest.core.labels import (
     MODALITY_NAMES,
     UNPARSED,
 )
+from chest.data.masks import unpack
 from chest.data.regions import VISIBLE, VISIBLE_NAMES, visible_region
+from chest.evaluation import few_shots
 from chest.evaluation.metrics import classification_metrics
 from chest.reporting.wording import ANSWER_NAMES, WITHIN, capitalize, percent
 
@@ -95,7 +97,7 @@ class TrainingCurve:
 
 def palette(names: Mapping[str, str], blind: Iterable[str]) -> dict[str, SeriesStyle]:
     """Return the style of each system in `names` ({key: name}); `blind` are keys of baselines."""
-    colours, blind = cycle(COLOURS), set(blind)
+    colours, blind = itertools.cycle(COLOURS), set(blind)
     return {
         key: SeriesStyle(name, GREY, hollow=True)
         if key in blind
@@ -186,6 +188,111 @@ def draw_probes(path: Path, probes: pd.DataFrame, baselines: Mapping[str, float]
     rows = {region: SeriesStyle(VISIBLE_NAMES[region]) for region in VISIBLE}
     title = "UAR (balanced accuracy) of a linear model\ntrained and tested on one region"
     _draw_intervals(path, title, table, _uar_panels(), rows, baselines)
+
+
+def draw_across(path: Path, across: pd.DataFrame) -> None:
+    """Draw how far the probes carry from one hospital to another: a row per region.
+
+    `across` is a table of `probes.score_across`. Of each modality the two sites with most test
+    images are drawn, in four panels: within each, and from each to the other. Without two
+    sites of a modality nothing is drawn.
+    """
+    lines = [pair for modality in MODALITY_NAMES if (pair := _largest_pair(across, modality))]
+    if not lines:
+        return
+    regions = [region for region in VISIBLE if region in set(across["region"])]
+    labels = [_wrap(VISIBLE_NAMES[region], 12) for region in regions]
+    title = "What a linear model learns from one region,\nwithin a hospital and across"
+    note = "In per cent. Circle: AUROC. Diamond: UAR at the threshold of the training hospital."
+    note += "\nBar: 95 % interval over patients. Dashed: chance."
+    lowest = across[["auroc_low", "uar_low"]].min(axis=None)
+    start = min(0.3, np.floor(10 * lowest) / 10)
+    height = (0.8 * len(regions) + 1.3) * len(lines) + 1.2
+    with _drawing(path, height, title, note) as figure:
+        grid = figure.subplots(len(lines), 4, sharey=True, squeeze=False)
+        for line, pair in zip(grid, lines, strict=True):
+            for axes, (trained, tested) in zip(line, pair, strict=True):
+                own = (across["trained_on"] == trained) & (across["tested_on"] == tested)
+                _across_panel(axes, across[own], regions)
+                axes.set_xlim(start - 0.04, 1.04)
+                axes.set_title(_transfer_title(trained, tested, across[own]))
+            line[0].set_yticks(range(len(regions)), labels)
+            line[0].set_ylim(len(regions) - 0.4, -0.6)
+
+
+def _largest_pair(across: pd.DataFrame, modality: str) -> list[tuple[str, str]]:
+    """Return [(A, A), (B, B), (A, B), (B, A)] of the two sites with most test images, or []."""
+    own = across[across["modality"] == modality]
+    found = {*zip(own["trained_on"], own["tested_on"], strict=True)}
+    images = own.groupby("tested_on")["n"].max().sort_values(ascending=False, kind="stable")
+    trained = [site for site in images.index if site in set(own["trained_on"])]
+    pairs = [
+        [(a, a), (b, b), (a, b), (b, a)] for i, a in enumerate(trained) for b in trained[i + 1 :]
+    ]
+    return next((pair for pair in pairs if {*pair} <= found), [])
+
+
+def _transfer_title(trained: str, tested: str, rows: pd.DataFrame) -> str:
+    a, b = (textwrap.shorten(site, 24, placeholder="…") for site in (trained, tested))
+    place = f"Within\n{a}" if trained == tested else f"{a}\nto {b}"
+    return f"{_wrap(place, 14)}\nn = {rows['n'].max():,}"
+
+
+def _across_panel(axes: Axes, rows: pd.DataFrame, regions: Sequence[str]) -> None:
+    for row in rows.itertuples():
+        place = regions.index(row.region)
+        own = {"auroc": (-0.13, "test", COLOURS[0]), "uar": (0.13, "external", COLOURS[1])}
+        for name, (shift, split, colour) in own.items():
+            value, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
+            mark = pd.Series({"value": value, "low": low, "high": high, "split": split})
+            _interval(axes, place + shift, mark, SeriesStyle(name, colour))
+    axes.axvline(0.5, color="0.3", linestyle="--", linewidth=1, zorder=1)
+    axes.set_xticks([0.5, 0.75, 1], ["50", "75", "100"])
+    axes.tick_params("y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def draw_few_shots(path: Path, curves: pd.DataFrame) -> None:
+    """Draw UAR against patients per class: a panel per modality, a line per encoder and method.
+
+    `curves` is a table of `few_shots.read_curves`.
+    """
+    modalities = [key for key in MODALITY_NAMES if key in set(curves["modality"])]
+    encoders = list(dict.fromkeys(curves["encoder"]))
+    note = "Band: standard deviation of the draws of patients. Dashed: chance. The last mark: all"
+    note += " training patients, at the number of the smaller class."
+    title = "UAR of frozen features by patients per class"
+    legend = 1.3 * LINE * len(encoders)
+    with _drawing(path, 4.2 + legend, title, note) as figure:
+        upper, lower = figure.subfigures(2, 1, height_ratios=[3.6, legend])
+        grid = upper.subplots(1, len(modalities), sharey=True, squeeze=False)[0]
+        for axes, modality in zip(grid, modalities, strict=True):
+            _learning_curves(axes, curves[curves["modality"] == modality], encoders)
+            disease = LABEL_NAMES[DISEASES[modality]]
+            axes.set_title(f"{capitalize(WITHIN[modality])}:\n{disease} or normal")
+        grid[0].yaxis.set_major_formatter(_percent_tick)
+        lower.legend(*grid[0].get_legend_handles_labels(), loc="center left", ncols=2)
+
+
+def _learning_curves(axes: Axes, curves: pd.DataFrame, encoders: Sequence[str]) -> None:
+    lines = itertools.product(few_shots.METHODS, encoders)  # a column of the legend per method
+    for method, encoder in lines:
+        own = curves[(curves["encoder"] == encoder) & (curves["method"] == method)]
+        own = own.sort_values("per_class")
+        colour = COLOURS[encoders.index(encoder) % len(COLOURS)]
+        dashed = method == "prototypes"
+        name = f"{encoder}, {few_shots.METHODS[method]}"
+        style = {"color": colour, "linestyle": ":" if dashed else "-", "label": name}
+        axes.plot(own["per_class"], own["uar"], marker="o", markersize=4, **style)
+        limits = own["uar"] - own["sd"], own["uar"] + own["sd"]
+        axes.fill_between(own["per_class"], *limits, color=colour, alpha=0.12, linewidth=0)
+    axes.axhline(0.5, color="0.3", linestyle="--", linewidth=1)
+    largest = curves["per_class"].max()
+    ticks = [n for n in (1, 4, 16, 64) if n < 0.7 * largest]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([*ticks, largest], [*map(str, ticks), f"all\n{largest:,}"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("Patients per class")
 
 
 def _uar_panels() -> dict[str, tuple[str, float]]:
@@ -426,29 +533,45 @@ def draw_mistakes(path: Path, images: np.ndarray, mistakes: pd.DataFrame, title:
             panel.set_xlabel(caption)
 
 
-def draw_regions(path: Path, images: np.ndarray, modalities: Sequence[str], note: str) -> None:
+def draw_regions(
+    path: Path, images: np.ndarray, lungs: np.ndarray, modalities: Sequence[str], note: str
+) -> None:
     """Draw what each probe sees: a row per modality, a column per region.
 
-    `images` is uint8, (N, side, side); `modalities` are theirs.
+    `images` is uint8, (N, side, side); `lungs` are their masks, packed bits, uint8 (N, side,
+    ceil(side / 8)); `modalities` are theirs.
     """
     rows = {key: np.flatnonzero(np.asarray(modalities) == key) for key in MODALITY_NAMES}
     rows = {key: found[len(found) // 2] for key, found in rows.items() if len(found)}
-    with _drawing(path, 1.9 * len(rows) + 0.8, f"What each probe sees. {note}") as figure:
+    with _drawing(path, 1.6 * len(rows) + 0.9, f"What each probe sees. {note}") as figure:
         panels = _picture_panels(figure, len(rows), len(VISIBLE)).reshape(len(rows), -1)
         for line, (modality, row) in zip(panels, rows.items(), strict=True):
             line[0].set_ylabel(MODALITY_NAMES[modality])
             for panel, region in zip(line, VISIBLE, strict=True):
-                _show(panel, images[row] * visible_region(region, images.shape[-1]))
-                panel.set_title(VISIBLE_NAMES[region])
+                _show(panel, _region_of(images[row], lungs[row], region))
+                panel.set_title(_wrap(VISIBLE_NAMES[region], 13))
+
+
+def _region_of(image: np.ndarray, packed: np.ndarray, region: str) -> np.ndarray:
+    """Return what a probe of `region` sees of an image, uint8 (side, side)."""
+    visible = visible_region(region, len(image), unpack(packed))
+    return np.where(visible, 255 if region == "mask" else image, 0).astype(np.uint8)
 
 
 def draw_relevance(
-    path: Path, image: np.ndarray, relevance: np.ndarray, title: str, file: str, note: str
+    path: Path,
+    image: np.ndarray,
+    relevance: np.ndarray,
+    title: str,
+    file: str,
+    note: str,
+    outline: np.ndarray | None = None,
 ) -> None:
     """Draw an image beside itself with the patches that the answer depends on.
 
     `image` is uint8, (side, side); `relevance` float, (rows, columns) of patches, from 0. `file`
-    and `title` are printed above, `note` below.
+    and `title` are printed above, `note` below. The `outline` of a mask, bool (side, side), is
+    drawn on the image, for instance that of the lungs.
     """
     side = len(image)
     share = relevance / max(relevance.max(), np.finfo(relevance.dtype).tiny)
@@ -458,6 +581,8 @@ def draw_relevance(
         right.set_title("What this answer depends on")
         for panel in (left, right):
             panel.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, side, side, 0))
+        if outline is not None and outline.any() and not outline.all():
+            left.contour(outline, levels=[0.5], colors="#d55e00", extent=(0, side, 0, side))
         heat = right.imshow(
             share, cmap="viridis", vmin=0, vmax=1, alpha=0.6 * share, extent=(0, side, side, 0)
         )

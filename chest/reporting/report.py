@@ -38,6 +38,7 @@ ABOUT_DIFFERENCES = (
 THUMBNAIL = 112  # px
 MOST_ROWS = 20  # of a table in Markdown: a comment on GitHub holds 65,536 characters
 MOST_IMAGES = 100  # thumbnails of a table
+MASKS = "masks.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def build(
 ) -> list[Section]:
     """Return all sections; `images` is {image_id: data URI of a thumbnail}."""
     base, now = review.base, review.now
-    files = sorted({*base.metrics, *now.metrics})
+    files = sorted({*base.metrics, *now.metrics} - {MASKS})
     metrics = [_changes(f, base.metrics.get(f, {}), now.metrics.get(f, {})) for f in files]
     return [
         _verdict(review, stale),
@@ -74,7 +75,7 @@ def build(
         _confusions(review),
         _curves(review),
         _answers(review, images, about_images),
-        _listed("Leak audit", [_changes("metrics/audit.json", base.audit, now.audit, every=True)]),
+        _audit(base, now),
         _stale(stale),
         _origins(base, now),
     ]
@@ -196,6 +197,13 @@ def _changed_answer(before: pd.Series, after: pd.Series) -> list[str]:
         for a in (before, after)
     ]
     return [before["image_id"], change, ANSWER_NAMES[before["actual"]], *cells]
+
+
+def _audit(base: RunResults, now: RunResults) -> Section:
+    """Show what the splits share, and for whom the gate of the lung masks fails."""
+    leaks = _changes("metrics/audit.json", base.audit, now.audit, every=True)
+    masks = [run.metrics.get(MASKS, {}) for run in (base, now)]
+    return _listed("Leak audit", [leaks, _changes(f"metrics/{MASKS}", *masks, every=True)])
 
 
 def _stale(stale: list[StaleStage]) -> Section:

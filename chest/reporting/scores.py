@@ -114,6 +114,19 @@ def uar_table(column: str, scores: ScoresBySystem) -> pd.DataFrame:
     )
 
 
+def transfer_table(across: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of ``plots/probes.csv`` for models of one site; see `probes.score_across`.
+
+    ``within`` names the sites; AUROC and its limits stand beside the columns of `uar_table`.
+    """
+    sites = across["trained_on"] + " to " + across["tested_on"]
+    columns = {"region": "probe", "uar_low": "low", "uar_high": "high"}
+    table = across.rename(columns=columns).assign(split="across", within=sites)
+    table["bar"] = table["probe"] + ": " + sites
+    order = ["probe", "split", "within", "uar", "low", "high", "n", "bar"]
+    return table[[*order, "auroc", "auroc_low", "auroc_high"]]
+
+
 def recall_table(scores: ScoresBySystem) -> pd.DataFrame:
     """Return ``plots/recall.csv``: a row per system, split and class; see `uar_table`."""
     return pd.DataFrame(

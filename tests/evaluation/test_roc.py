@@ -26,7 +26,7 @@ def test_each_draw_is_the_weighted_auroc_with_ties():
     rng = np.random.default_rng(0)
     truth, score = np.arange(30) < 14, rng.integers(0, 5, 30) / 4
     bootstrap = Bootstrap(np.arange(30) // 2, truth, 0, 1000)
-    drawn = roc._auroc_draws(bootstrap, truth, score)
+    drawn = roc.auroc_draws(bootstrap, truth, score)
     for k in (0, 500, 999):
         weight = bootstrap.weights[k][bootstrap.patient]
         assert drawn[k] == pytest.approx(roc_auc_score(truth, score, sample_weight=weight))

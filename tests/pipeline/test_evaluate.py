@@ -1,6 +1,7 @@
 """evaluate: metrics, tables and charts of whatever systems are in data/predictions."""
 
 import contextlib
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from chest.core.labels import LABELS
 from chest.data import audit
 from chest.data.dataset import MANIFEST_COLUMNS, SLICE_COLUMNS
 from chest.data.regions import VISIBLE
-from chest.evaluation import predictions, probes
+from chest.evaluation import few_shots, predictions, probes
 from chest.evaluation.metrics import classification_metrics
 from chest.evaluation.predictions import Record
 
@@ -69,7 +70,37 @@ def make_study(folder, n=240, systems=KINDS, external=True):
         write_system(table, key, kind)
     for region in VISIBLE:
         write_system(table, region, "trained", probes.FOLDER)
+        write_across(table, region, rng)
+    write_masks(table, rng)
+    shots = itertools.product(few_shots.METHODS, ("ct", "xray"), ("1", "all"), range(3))
+    curves = [(*shot, uar) for shot, uar in zip(shots, rng.random(24), strict=True)]
+    few_shots.write_curves("toy", pd.DataFrame(curves, columns=list(few_shots.COLUMNS)))
     return table
+
+
+def write_across(table, region, rng):
+    """Write what models of Shenzhen and Montgomery answer to their test images and each other's."""
+    films = table[table["modality"] == "xray"]
+    for_site = [
+        films[(films["site"] != site) | (films["split"] == "test")].assign(trained_on=site)
+        for site in ("Montgomery", "Shenzhen")
+    ]
+    answers = pd.concat(for_site)
+    answers["disease"] = (2 * rng.random(len(answers)) + (answers["label"] == "tuberculosis")) / 3
+    answers = answers[list(probes.ACROSS_COLUMNS)]
+    probes.write_across(region, answers, probes.FOLDER)
+
+
+def write_masks(table, rng):
+    """Write lung masks of which the gate refuses every second one of COVID-19."""
+    Path("data/masks").mkdir()
+    np.save("data/masks/32.npy", rng.integers(0, 256, (len(table), 32, 4)).astype(np.uint8))
+    refused = (table["label"] == "covid19") & (table.index % 2 == 0)
+    index = table[["image_id"]].assign(method="toy", area=0.3, parts=2, accepted="true")
+    index.loc[refused, "accepted"] = "false"
+    index["dice"] = np.where(table["split"] == "train", "1", "0.9")
+    index.loc[table["modality"] == "ct", "dice"] = ""
+    index.to_csv("data/masks/index.csv", index=False)
 
 
 def write_system(table, key, kind, folder=predictions.FOLDER, splits=("val", "test", "external")):
@@ -163,6 +194,7 @@ def test_the_same_input_gives_the_same_bytes(runs):
     same = [
         *("metrics/audit.csv", "metrics/primary.json", "metrics/probes.json"),
         *("plots/reliability.png", "plots/scores.png", "plots/probes.png", "plots/scores.csv"),
+        *("plots/probes_across.png", "plots/few_shots.png", "plots/probes.csv"),
         *("data/sheets/contact_sheet.png", "data/sheets/mistakes.png", "data/sheets/regions.png"),
     ]
     assert [n for n in same if (first / n).read_bytes() != (second / n).read_bytes()] == []
@@ -176,6 +208,29 @@ def test_what_git_tracks_names_no_processor_and_holds_no_nan(first):
         assert "+cu130" not in text, path
         assert "nan" not in text.lower(), path
     assert read_json(first, "runs")["finetune_siglip"]["device"] == "CPU"
+
+
+def test_probes_across_sites_few_shots_and_masks(first):
+    probed = read_json(first, "probes")["probes"]["border"]
+    assert probed["uar_low"] < probed["uar"] < probed["uar_high"]
+    figures = probed["across"]["Shenzhen"]["Montgomery"]
+    assert figures["auroc_low"] < figures["auroc"] < figures["auroc_high"]
+    rows = pd.read_csv(first / "plots/probes.csv").set_index("bar")
+    assert rows.loc["border: Shenzhen to Montgomery", "auroc"] == figures["auroc"]
+
+    curves = read_json(first, "few_shots")["few_shots"]["toy"]
+    assert {*curves["logistic"]["ct"]["1"]} == {"uar", "sd", "draws"}
+    table = pd.read_csv(first / "plots/few_shots.csv", dtype=str)
+    assert {*table["modality"]} == {"ct", "xray"}
+    assert "all" in set(table["patients"])
+
+    masks = read_json(first, "masks")["masks"]
+    assert masks["ct"]["label"]["covid19"]["accepted"] < 0.7
+    assert masks["ct"]["label"]["normal"]["accepted"] == 1
+    assert masks["xray"]["site"]["Shenzhen"]["dice"] == 0.9  # not of training images
+    assert "dice" not in masks["ct"]
+    for chart in ("probes_across", "few_shots"):
+        assert (first / f"plots/{chart}.png").exists()
 
 
 def test_metrics_are_nested_floats_of_four_places(first):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from chest.core.labels import LABELS, UNPARSED
 from chest.data.regions import VISIBLE
+from chest.evaluation import few_shots
 from chest.evaluation.predictions import CURVE_COLUMNS
 from chest.reporting import charts
 from chest.reporting.wording import WITHIN
@@ -105,6 +106,43 @@ def test_probes_stand_beside_the_blind_baseline(texts, tmp_path, splits):
     assert any("best on validation" in text for text in texts())
     charts.draw_probes(tmp_path / "probes.png", probes, {})
     assert not any("best on validation" in text for text in texts())
+
+
+def transfers(sites):
+    """Make figures of all regions, trained and tested at each of `sites`, {name: modality}."""
+    pairs = [(a, b) for a, b in itertools.product(sites, sites) if sites[a] == sites[b]]
+    cells = [(region, sites[a], a, b) for region in VISIBLE for a, b in pairs]
+    table = pd.DataFrame(cells, columns=["region", "modality", "trained_on", "tested_on"])
+    value = np.resize(np.arange(0, 1.01, 0.1), len(cells))
+    for name in ("auroc", "uar"):
+        limits = {f"{name}_low": np.maximum(value - 0.1, 0), f"{name}_high": np.minimum(value, 1)}
+        table = table.assign(**{name: value}, **limits)
+    return table.assign(n=np.where(table["tested_on"] == "Lima", 10, 5200))
+
+
+def test_probes_across_hospitals(texts, tmp_path):
+    sites = {"Babak Imaging Center of a Long Name, Tehran": "ct", "Moscow $5_100%": "ct"}
+    sites |= {"Lima": "xray", "Montgomery": "xray", "Shenzhen": "xray"}
+    charts.draw_across(tmp_path / "across.png", transfers(sites))
+    assert {"Within\nShenzhen\nn = 5,200", "Montgomery\nto Shenzhen\nn = 5,200"} <= set(texts())
+    assert not any("Lima" in text for text in texts())  # the smallest of three
+    assert texts().count("Border only") == 2
+    charts.draw_across(tmp_path / "none.png", transfers({"Lima": "xray"}))
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_few_shots(texts, tmp_path):
+    shots = [(str(n), n) for n in few_shots.PATIENTS] + [("all", 287)]
+    cells = itertools.product(list(NAMES)[:5], few_shots.METHODS, ("ct", "xray"), shots)
+    table = pd.DataFrame(
+        [(e, method, m, *shot) for e, method, m, shot in cells],
+        columns=["encoder", "method", "modality", "patients", "per_class"],
+    ).assign(uar=0.7, sd=0.05, draws=10)
+    charts.draw_few_shots(tmp_path / "few.png", table)
+    assert "all\n287" in texts()
+    assert {f"zeroshot_siglip, {name}" for name in few_shots.METHODS.values()} <= set(texts())
+    charts.draw_few_shots(tmp_path / "few.png", table[table["modality"] == "ct"].head(8))
+    assert not any("X-ray" in text for text in texts())
 
 
 def test_the_line_is_the_given_baseline_whatever_is_best_on_test(monkeypatch, tmp_path):
@@ -213,7 +251,8 @@ def test_sheets_of_images(texts, tmp_path, pictures):
 
 def test_regions_and_looks(texts, tmp_path, pictures):
     images, table = pictures
-    charts.draw_regions(tmp_path / "r.png", images, table["modality"], "Drawn phantoms.")
+    masks = np.zeros((len(images), 32, 4), np.uint8)
+    charts.draw_regions(tmp_path / "r.png", images, masks, table["modality"], "Drawn phantoms.")
     assert {"Lungs hidden", "Border only", "CT", "X-ray"} <= set(texts())
     look = np.eye(4, dtype=np.float32)
     charts.draw_relevance(

@@ -24,7 +24,8 @@ from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.classification import save_classifier
 from chest.models.common.pixels import load_normalization
 from chest.models.common.preprocessing import write_preprocessing
-from chest.models.siglip import load_classifier
+from chest.models.common.views import View
+from chest.models.encoders import load_classifier
 
 predict = load_script("tools/predict.py")
 SIDE = 112
@@ -45,7 +46,8 @@ def home(checkpoints, tmp_path_factory):
     source = find_checkpoint(siglip, "main")
     model = load_classifier(source, SIDE)
     save_classifier(model, load_normalization(source), SIDE, folder / "models/finetune_siglip")
-    write_preprocessing(folder / "models/finetune_siglip", load_params(folder / "params.yaml"))
+    params = load_params(folder / "params.yaml")
+    write_preprocessing(folder / "models/finetune_siglip", params, View())
     (folder / "stages").symlink_to(ROOT / "stages")
     return folder
 
@@ -157,7 +159,7 @@ def test_a_dicom_series_gets_the_answer_of_the_same_volume(
     shutil.copytree(home / "models", tmp_path / "models")
     write_params(tmp_path, **{"slices.normalize": normalize, "slices.position": 0.3})
     monkeypatch.chdir(tmp_path)
-    write_preprocessing(tmp_path / "models/finetune_siglip", load_params())
+    write_preprocessing(tmp_path / "models/finetune_siglip", load_params(), View())
     series, volume = ask(capsys, mixed / "series", mixed / "volume.nii.gz")["answers"]
     assert [series[label] for label in LABELS] == [volume[label] for label in LABELS]
     for answer, told in ((series, "DICOM, CT"), (volume, "NIfTI")):

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
+from chest.core.errors import ParameterError
 from chest.core.parallel import progress
 from chest.models.common.journal import Journal
+from chest.models.common.memory import is_out_of_memory
 
 Inference = Callable[[np.ndarray], torch.Tensor | list]  # of row numbers (B,), returns B answers
 
@@ -25,7 +27,7 @@ def infer(
 
     Batches are dealt to the processes. If one does not fit into the device's memory, it and all
     that follow are halved. Rows that are in `journal` are skipped, and the answers of each batch
-    are added to it.
+    are added to it. Raises ParameterError if the model overflows in fp16.
     """
     known = _read(accelerator, journal) if journal else {}
     open_batches = [_without(batch, known) for batch in batches]
@@ -37,11 +39,12 @@ def infer(
         silent = not accelerator.is_main_process
         for batch, answers in progress(results, "batches", len(mine), silent):
             if journal:
-                answers = _as_list(answers)
+                answers = _as_list(accelerator, answers)
                 journal.add(dict(zip(batch.tolist(), answers, strict=True)))
             done.append((batch, answers))
     # Tensors become lists only now, since that waits for the device.
-    pairs = [pair for rows, a in done for pair in zip(rows.tolist(), _as_list(a), strict=True)]
+    lists = [(rows.tolist(), _as_list(accelerator, answers)) for rows, answers in done]
+    pairs = [pair for rows, answers in lists for pair in zip(rows, answers, strict=True)]
     return known | dict(gather_object(pairs))
 
 
@@ -70,7 +73,7 @@ def _fitting(batches: list[np.ndarray], function: Inference) -> Iterator[tuple[n
         try:
             answers = function(batch)
         except RuntimeError as error:
-            if len(batch) == 1 or not should_reduce_batch_size(error):
+            if len(batch) == 1 or not is_out_of_memory(error):
                 raise
         else:
             yield batch, answers
@@ -81,5 +84,10 @@ def _fitting(batches: list[np.ndarray], function: Inference) -> Iterator[tuple[n
         waiting.appendleft(batch)
 
 
-def _as_list(answers: torch.Tensor | list) -> list:
-    return answers.tolist() if torch.is_tensor(answers) else answers
+def _as_list(accelerator: Accelerator, answers: torch.Tensor | list) -> list:
+    """Return `answers`; raises ParameterError if fp16, which ends at 65,504, has overflowed."""
+    if not torch.is_tensor(answers):
+        return answers
+    if accelerator.mixed_precision == "fp16" and answers.isnan().any():
+        raise ParameterError("precision: the model overflows in fp16; set it to fp32")
+    return answers.tolist()

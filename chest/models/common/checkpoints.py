@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from chest.core.errors import ChestError, printable
+from chest.models.common import memory
 
 # What a damaged or foreign file of a checkpoint raises; JSON and Unicode errors are ValueErrors.
 # Any other exception is a bug or an incompatible library, and keeps its traceback.
@@ -59,6 +60,8 @@ class Source:
         try:
             yield
         except (*BAD_FILE, *other) as error:
+            if memory.explain(error):
+                raise  # no fault of the file
             reason = f"{type(error).__name__}: {printable(' '.join(str(error).split()))}"
             raise self.error(f"cannot read its {part} ({reason})") from None
 
