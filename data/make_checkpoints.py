@@ -5,6 +5,8 @@ Writes  checkpoints/phantom/siglip   SiglipModel, SigLIP tokenizer (sentencepiec
         checkpoints/phantom/efficientnet_b0   EfficientNetForImageClassification, preprocessor
         checkpoints/phantom/qwen     Qwen2_5_VLForConditionalGeneration, byte-level BPE tokenizer,
                                      chat template, preprocessor
+        checkpoints/phantom/qwen3    Qwen3VLForConditionalGeneration, the same
+        checkpoints/phantom/medgemma Gemma3ForConditionalGeneration (MedGemma), the same
 
 They load with the same `from_pretrained` as the real ones. Their config.json says
 `random_weights: true`, and every result that comes from them is labelled so.
@@ -16,6 +18,7 @@ They load with the same `from_pretrained` as the real ones. Their config.json sa
 import argparse
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -25,11 +28,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     EfficientNetConfig,
     EfficientNetForImageClassification,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     ResNetConfig,
     ResNetForImageClassification,
     SiglipConfig,
@@ -74,6 +81,12 @@ QWEN_TOKENS = (
     "<|video_pad|>",
 )
 
+# Special tokens of Gemma 3; the last one is the image's.
+GEMMA_TOKENS = (
+    *("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+    *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+)
+
 # ChatML with image places, in the form that the family's checkpoints use.
 CHAT_TEMPLATE = """\
 {%- if messages[0].role != 'system' -%}
@@ -94,17 +107,34 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 
+GEMMA_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' -}}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}{{- '<start_of_image>' -}}
+{%- else -%}{{- part.text | trim -}}
+{%- endif -%}
+{%- endfor -%}
+{{- '<end_of_turn>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
+"""
+
+LAYERS = {"hidden_size": 64, "intermediate_size": 128}  # of a tiny transformer
+
 
 def main(folder: Path = CHECKPOINTS, side: int = 112, patch: int = 8) -> None:
-    """Write both checkpoints below `folder`; SigLIP reads images of `side` px in `patch` px."""
+    """Write all checkpoints below `folder`; SigLIP reads images of `side` px in `patch` px."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with replacing(folder / "siglip") as partial:
         partial.mkdir()
         make_siglip(partial, side, patch)
-    with replacing(folder / "qwen") as partial:
-        partial.mkdir()
-        make_qwen(partial)
+    for name, make in {"qwen": make_qwen, "qwen3": make_qwen3, "medgemma": make_gemma}.items():
+        with replacing(folder / name) as partial:
+            partial.mkdir()
+            make(partial)
     with replacing(folder / "resnet50") as partial:
         partial.mkdir()
         make_resnet(partial, side)
@@ -219,37 +249,13 @@ def write_sentencepiece(path: Path) -> int:
 
 def make_qwen(folder: Path) -> None:
     """Make a Qwen2.5-VL with 0.3 million parameters, a windowed and a full vision layer."""
-    tokenizer = train_bpe()
-    tokenizer.save_pretrained(folder)
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}) + "\n")
-    token = tokenizer.convert_tokens_to_ids
+    tokenizer = write_tokenizer(folder, QWEN_TOKENS, CHAT_TEMPLATE, eos="<|im_end|>")
+    vision = LAYERS | {"num_heads": 4, "out_hidden_size": 64, "fullatt_block_indexes": [1]}
     config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-            # A quarter, three eighths and three eighths of the 8 frequencies: time, height, width.
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "out_hidden_size": 64,
-            "fullatt_block_indexes": [1],
-        },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        # A quarter, three eighths and three eighths of the 8 frequencies: time, height, width.
+        text_config=qwen_text(tokenizer, {"mrope_section": [2, 3, 3]}),
+        vision_config=vision | {"depth": 2},
+        **qwen_image_tokens(tokenizer),
         tie_word_embeddings=True,
         random_weights=True,
     )
@@ -264,8 +270,110 @@ def make_qwen(folder: Path) -> None:
     )
 
 
-def train_bpe() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with Qwen's special tokens."""
+def make_qwen3(folder: Path) -> None:
+    """Make a Qwen3-VL whose vision layers also feed the language model's first layer.
+
+    Its patches have 14 px, not 16, so that it reads the phantoms' images as they are.
+    """
+    tokenizer = write_tokenizer(folder, QWEN_TOKENS, CHAT_TEMPLATE, eos="<|im_end|>")
+    vision = LAYERS | {"num_heads": 4, "out_hidden_size": 64, "patch_size": 14}
+    rope = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        text_config=qwen_text(tokenizer, rope) | {"head_dim": 16},
+        vision_config=vision
+        | {"depth": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 64},
+        **qwen_image_tokens(tokenizer),
+        tie_word_embeddings=True,
+        random_weights=True,
+    )
+    make_random(Qwen3VLForConditionalGeneration, config).float().save_pretrained(folder)
+    size = {"shortest_edge": 3136, "longest_edge": 16777216}
+    more = {"size": size, "patch_size": 14, "merge_size": 2}
+    write_preprocessor(folder, "Qwen2VLImageProcessorFast", [0.5] * 3, [0.5] * 3, more)
+
+
+def make_gemma(folder: Path) -> None:
+    """Make a Gemma 3, as MedGemma is, with a windowed and a full language layer."""
+    tokenizer = write_tokenizer(
+        folder, GEMMA_TOKENS, GEMMA_TEMPLATE, eos="<eos>", bos="<bos>", pad="<pad>"
+    )
+    token = tokenizer.convert_tokens_to_ids
+    attention = {"num_attention_heads": 4, "num_hidden_layers": 2}
+    config = Gemma3Config(
+        text_config=LAYERS
+        | attention
+        | {
+            "vocab_size": len(tokenizer),
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "max_position_embeddings": 2048,
+            "sliding_window": 512,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "bos_token_id": token("<bos>"),
+            "eos_token_id": token("<eos>"),
+            "pad_token_id": token("<pad>"),
+        },
+        vision_config=LAYERS | attention | {"image_size": 112, "patch_size": 14},
+        mm_tokens_per_image=16,
+        boi_token_index=token("<start_of_image>"),
+        eoi_token_index=token("<end_of_image>"),
+        image_token_index=token("<image_soft_token>"),
+        random_weights=True,
+    )
+    model = make_random(Gemma3ForConditionalGeneration, config)
+    # Zeros at first; trained ones let the image through.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
+    model.float().save_pretrained(folder)
+    size = {"height": 112, "width": 112}
+    more = {"size": size, "resample": 2}
+    write_preprocessor(folder, "Gemma3ImageProcessor", [0.5] * 3, [0.5] * 3, more)
+
+
+def qwen_text(tokenizer: PreTrainedTokenizerFast, rope: dict) -> dict:
+    """Return the configuration of a language model of Qwen."""
+    token = tokenizer.convert_tokens_to_ids
+    return LAYERS | {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", **rope},
+        "bos_token_id": token("<|endoftext|>"),
+        "eos_token_id": token("<|im_end|>"),
+        "tie_word_embeddings": True,
+    }
+
+
+def qwen_image_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Return the tokens that a configuration of Qwen names."""
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    return {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
+
+
+def write_tokenizer(
+    folder: Path,
+    special: Sequence[str],
+    template: str,
+    eos: str,
+    bos: str | None = None,
+    pad: str = "<|endoftext|>",
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer and write it with the chat template; return it."""
+    tokenizer = train_bpe(special, eos_token=eos, bos_token=bos, pad_token=pad)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}) + "\n")
+    return tokenizer
+
+
+def train_bpe(special: Sequence[str] = QWEN_TOKENS, **roles: str | None) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with `special` tokens, some of which have a role."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -275,10 +383,8 @@ def train_bpe() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.add_special_tokens({"additional_special_tokens": list(QWEN_TOKENS)})
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
+    fast.add_special_tokens({"additional_special_tokens": list(special)})
     return fast
 
 

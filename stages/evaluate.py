@@ -1,8 +1,8 @@
 """Score every system in data/predictions on the test and external images, and draw the results.
 
-Reads   data/predictions/, data/probes/, data/few_shots/, data/training/, data/audit/,
-        data/manifest.csv, data/split.csv, data/slices/index.csv, data/masks/index.csv, and the
-        smallest side of data/images/ and data/masks/
+Reads   data/predictions/, data/controls/, data/layers/, data/probes/, data/few_shots/,
+        data/training/, data/audit/, data/manifest.csv, data/split.csv, data/slices/index.csv,
+        data/masks/index.csv, and the smallest side of data/images/ and data/masks/
 Writes  metrics/test.json        UAR, WAR and recalls with 95 % intervals, precision and F1
         metrics/external.json    the same on external sites; {} without any
         metrics/patients.json    the same per patient, with AUROC
@@ -13,6 +13,8 @@ Writes  metrics/test.json        UAR, WAR and recalls with 95 % intervals, preci
         metrics/probes.json      what a linear model learns from one region of the images, from all
                                  sites, and at one site for another
         metrics/few_shots.json   UAR of frozen features by number of training patients
+        metrics/controls.json    vision-language models with the image, without it, in other words
+        metrics/layers.json      what a probe reads from each layer of a vision-language model
         metrics/masks.json       lung masks: accepted share and Dice by modality, site and class
         metrics/audit.json       what the splits share (and .csv, near_duplicates.csv)
         metrics/all.json         all images, for systems that answered all of them
@@ -48,6 +50,7 @@ from chest.evaluation.calibration import reliability
 from chest.evaluation.comparison import primary_comparisons
 from chest.evaluation.few_shots import nest_curves, read_curves
 from chest.evaluation.intervals import intervals
+from chest.evaluation.layers import read_layers
 from chest.evaluation.metrics import rounded
 from chest.evaluation.predictions import System, read_curve, read_systems
 from chest.evaluation.probes import nest_across, read_across, read_probes, score_across
@@ -75,12 +78,13 @@ class EvaluationSettings(Section):
 class Studies:
     """Figures of no single system.
 
-    ``across``: `probes.score_across`; ``curves``: `few_shots.read_curves`; ``masks``:
-    `segmentation.mask_metrics`.
+    ``across``: `probes.score_across`; ``curves``: `few_shots.read_curves`; ``layers``:
+    `layers.read_layers`; ``masks``: `segmentation.mask_metrics`.
     """
 
     across: pd.DataFrame
     curves: pd.DataFrame
+    layers: pd.DataFrame
     masks: dict
 
 
@@ -108,11 +112,13 @@ def main() -> None:
         recalls=scores.recall_table(found),
         probe_uars=scores.uar_table("probe", probed),
         leaks=audit.leak_counts(data.table, counts),
+        controls=scores.control_table(systems, data.table, params.seed),
         comparisons=primary_comparisons(systems, primary.key, params.seed),
     )
     studies = Studies(
         across=score_across(read_across(data.table), params.seed),
         curves=read_curves(data.table),
+        layers=read_layers(),
         masks=mask_metrics(read_mask_index(data.table)),
     )
 
@@ -155,6 +161,8 @@ def write_metrics(folder: Path, run: model_card.Run, studies: Studies) -> None:
         "ranking": nest(run.scores, lambda own: own.ranking),
         "probes": {"probes": probes},
         "few_shots": {"few_shots": nest_curves(studies.curves)},
+        "controls": {"controls": scores.nest_controls(run.controls)},
+        "layers": {"layers": scores.nest_layers(studies.layers)},
         "masks": {"masks": studies.masks},
         "primary": {
             row["modality"]: {key: x for key, x in row.items() if isinstance(x, float)}
@@ -225,7 +233,7 @@ def draw_plots(folder: Path, run: model_card.Run) -> None:
 
 
 def draw_studies(folder: Path, run: model_card.Run, studies: Studies) -> None:
-    """Write tables and charts of the probes and of the few shots."""
+    """Write tables and charts of the probes, the few shots and the controls."""
     transfers = scores.transfer_table(studies.across)
     write_table(folder / "probes.csv", pd.concat([run.probe_uars, transfers]))
     charts.draw_probes(folder / "probes.png", run.probe_uars, run.baselines)
@@ -233,6 +241,13 @@ def draw_studies(folder: Path, run: model_card.Run, studies: Studies) -> None:
     write_table(folder / "few_shots.csv", studies.curves)
     if len(studies.curves):
         charts.draw_few_shots(folder / "few_shots.png", studies.curves)
+    styles = charts.palette(run.names, run.blind)
+    write_table(folder / "controls.csv", run.controls, float_format="%.4f")
+    if len(run.controls):
+        charts.draw_controls(folder / "controls.png", run.controls, styles)
+    write_table(folder / "layers.csv", scores.layer_table(studies.layers))
+    if len(studies.layers):
+        charts.draw_layers(folder / "layers.png", studies.layers, run.uars, styles, run.baselines)
 
 
 def draw_sheets(folder: Path, data: Dataset, run: model_card.Run) -> None:

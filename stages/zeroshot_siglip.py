@@ -9,23 +9,17 @@ Writes  data/predictions/zeroshot_siglip.csv    a row per image of validation, t
     accelerate launch stages/zeroshot_siglip.py        on several GPUs
 """
 
-from collections.abc import Sequence
-
-import numpy as np
-import torch
-
 from chest.core.params import Params, load_params
 from chest.core.runtime import run_stage
 from chest.data.dataset import read_dataset
 from chest.evaluation import predictions
 from chest.models.common.checkpoints import find_checkpoint
-from chest.models.common.device import Precision, describe_run, float_type, start
+from chest.models.common.device import Precision, describe_run, start
 from chest.models.common.fingerprint import fingerprint
 from chest.models.common.image_store import place_images
 from chest.models.common.journal import open_journal
-from chest.models.common.pixels import to_pixels
-from chest.models.explain import relevance_of_prompts
-from chest.models.predictor import Predictor, Probabilities
+from chest.models.predictor import Predictor
+from chest.models.prompting import prompt_predictor
 from chest.models.settings import ZeroshotSettings
 from chest.models.siglip import SiglipPrompts, compare_rows, load_prompt_classifier
 
@@ -48,7 +42,10 @@ def main() -> None:
     parameters = {"prompts": prompts.model_dump(), "settings": settings.model_dump()}
     origin = fingerprint(accelerator, source, settings.image_size, parameters)
     journal = open_journal(accelerator, SYSTEM, origin)
-    answers = compare_rows(accelerator, classifier, images, rows, settings.batch_size, journal)
+    modalities = data.table["modality"].to_numpy()[rows]
+    answers = compare_rows(
+        accelerator, classifier, images, rows, modalities, settings.batch_size, journal
+    )
 
     if accelerator.is_main_process:
         run = describe_run(accelerator, source, classifier.model, None)
@@ -65,21 +62,8 @@ def load_predictor(params: Params) -> Predictor:
     accelerator = start(None, params.system("precision", Precision))
     source = find_checkpoint(settings.checkpoint, settings.revision)
     classifier = load_prompt_classifier(accelerator, source, settings.image_size, prompts)
-
-    def classify(images: np.ndarray, rows: np.ndarray, _: Sequence[str]) -> Probabilities:
-        placed = place_images(images, accelerator.device)
-        return compare_rows(accelerator, classifier, placed, rows, settings.batch_size)
-
-    def explain(images: np.ndarray, classes: np.ndarray, _: Sequence[str]) -> np.ndarray:
-        grey = torch.from_numpy(images).to(accelerator.device)
-        pixels = to_pixels(grey, classifier.normalization, dtype=float_type(accelerator))
-        return relevance_of_prompts(classifier.model, pixels, classifier.classes, classes)
-
-    def describe(n: int) -> dict:
-        run = describe_run(accelerator, source, classifier.model, None)
-        return {**IDENTITY, "n": n, **run}
-
-    return Predictor(settings.image_size, False, classify, describe, explain)
+    size, batch = settings.image_size, settings.batch_size
+    return prompt_predictor(accelerator, source, classifier, size, batch, IDENTITY)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """Make the tiny checkpoints siglip and qwen; to be read only."""
+    """Make the tiny checkpoints; to be read only."""
     folder = tmp_path_factory.mktemp("made") / "checkpoints"
     load_script("data/make_checkpoints.py").main(folder)
     return folder

@@ -6,6 +6,13 @@ from chest.core.labels import SPLITS
 from chest.core.params import Positive, Section, Text
 
 
+class Modalities(Section):
+    """How questions and prompts describe an image of each modality."""
+
+    ct: Text
+    xray: Text
+
+
 class ZeroshotSettings(Section):
     """A zero-shot system's block of a profile in params.yaml."""
 

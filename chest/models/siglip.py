@@ -1,15 +1,17 @@
 """SigLIP (Zhai et al. 2023, arXiv:2303.15343): zero-shot, by prompts."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from pydantic import model_validator
 from transformers import SiglipConfig, SiglipModel
 
 from chest.core.errors import ParameterError
-from chest.core.labels import LABELS
+from chest.core.labels import LABELS, MODALITIES
 from chest.core.params import Section, Texts
 from chest.models.common.batch_inference import in_batches, infer
 from chest.models.common.checkpoints import Source
@@ -22,21 +24,40 @@ from chest.models.common.pixels import (
     load_normalization,
     to_pixels,
 )
+from chest.models.settings import Modalities
 
+PROMPTS = "prompts.json"  # beside the weights of a model that was trained on prompts
 TEXT_LENGTH = 64  # tokens: SigLIP was trained on texts padded to this length
 
 
 class SiglipPrompts(Section):
-    """``prompts.siglip`` in params.yaml: the prompts of each class."""
+    """``prompts.siglip`` in params.yaml: the prompts of each class.
 
+    Each has a place for the modality: a prompt without it, or with another one, would score what
+    kind of picture it is.
+    """
+
+    modality: Modalities
     covid19: Texts
     normal: Texts
     tuberculosis: Texts
 
+    @model_validator(mode="after")
+    def _names_modality(self):
+        for text in (text for label in LABELS for text in getattr(self, label)):
+            if re.findall(r"{.*?}|[{}]", text) != ["{modality}"]:
+                raise ValueError(f"{text!r}: needs {{modality}} once, and no other braces")
+        return self
+
+    def of(self, label: str, modality: str) -> list[str]:
+        """Return the prompts of a class for images of `modality`."""
+        told = getattr(self.modality, modality)
+        return [text.format(modality=told) for text in getattr(self, label)]
+
 
 @dataclass(frozen=True)
 class PromptClassifier:
-    """Both towers of SigLIP; ``classes`` holds the embedding of each class, (3, d)."""
+    """Both towers of SigLIP; ``classes``: embeddings by MODALITIES and LABELS, (2, 3, d)."""
 
     model: SiglipModel
     classes: torch.Tensor
@@ -54,7 +75,7 @@ def load_prompt_classifier(
     config = source.load_config(SiglipConfig)
     check_image_size(config.vision_config.image_size, image_size)
     tokenizer = source.load_tokenizer()
-    tokens = {label: tokenize(source, tokenizer, getattr(prompts, label)) for label in LABELS}
+    tokens = tokenize_prompts(source, tokenizer, prompts)
     model = source.load_model(
         SiglipModel,
         config=config,
@@ -62,6 +83,14 @@ def load_prompt_classifier(
         device_map=accelerator.device,
     ).eval()
     return PromptClassifier(model, embed_classes(model, tokens), load_normalization(source))
+
+
+def tokenize_prompts(source: Source, tokenizer, prompts: SiglipPrompts) -> list[list[torch.Tensor]]:
+    """Return the token ids of all prompts by MODALITIES and LABELS, int64 (n, 64) each."""
+    return [
+        [tokenize(source, tokenizer, prompts.of(label, modality)) for label in LABELS]
+        for modality in MODALITIES
+    ]
 
 
 def tokenize(source: Source, tokenizer, prompts: Sequence[str]) -> torch.Tensor:
@@ -84,19 +113,25 @@ def tokenize(source: Source, tokenizer, prompts: Sequence[str]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def embed_classes(model: SiglipModel, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return a unit vector for each class, (3, d): the mean of the unit vectors of its prompts."""
+def embed_classes(model: SiglipModel, tokens: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """Return a unit vector for each class of each modality, (2, 3, d).
+
+    It is the mean of the unit vectors of its prompts, whose `tokens` are int64 (n, 64).
+    """
     classes = []
-    for label in LABELS:
-        texts = model.get_text_features(tokens[label].to(model.device)).pooler_output
+    for prompts in (own for modality in tokens for own in modality):
+        texts = model.get_text_features(prompts.to(model.device)).pooler_output
         classes.append(_unit(_unit(texts).mean(0)))
-    return torch.stack(classes)
+    return torch.stack(classes).view(len(MODALITIES), len(LABELS), -1)
 
 
 def compare(
-    accelerator: Accelerator, classifier: PromptClassifier, images: torch.Tensor
+    accelerator: Accelerator,
+    classifier: PromptClassifier,
+    images: torch.Tensor,
+    modalities: Sequence[str],
 ) -> torch.Tensor:
-    """Return the probabilities, (B, 3), of uint8 grey `images` (B, side, side).
+    """Return the probabilities, (B, 3), of uint8 grey `images` (B, side, side) of `modalities`.
 
     They are the softmax over the classes of the scaled cosine similarities. SigLIP was trained with
     a sigmoid for each pair, whose bias is the same for all classes: the softmax ranks the classes
@@ -106,8 +141,9 @@ def compare(
     pixels = to_pixels(images, classifier.normalization, dtype=dtype)
     with accelerator.autocast():
         features = model.get_image_features(pixels).pooler_output
+    own = classifier.classes[[MODALITIES.index(modality) for modality in modalities]]
     # Not in bf16: the scale multiplies a rounding error of a cosine by a hundred.
-    cosines = _unit(features.to(dtype)) @ classifier.classes.T
+    cosines = (own @ _unit(features.to(dtype))[..., None])[..., 0]
     return torch.softmax(cosines * model.logit_scale.exp(), -1)
 
 
@@ -116,13 +152,19 @@ def compare_rows(
     classifier: PromptClassifier,
     images: ImageStore,
     rows: np.ndarray,
+    modalities: Sequence[str],
     batch_size: int,
     journal: Journal | None = None,
 ) -> list[list[float]]:
-    """Return the class probabilities of each of `rows`, int64 (n,), of `images`."""
+    """Return the class probabilities of each of `rows`, int64 (n,), of `images`.
+
+    `modalities` are those of the rows, (n,).
+    """
+    modality_of = dict(zip(rows.tolist(), modalities, strict=True))
 
     def function(batch: np.ndarray) -> torch.Tensor:
-        return compare(accelerator, classifier, images.take(batch))
+        told = [modality_of[row] for row in batch.tolist()]
+        return compare(accelerator, classifier, images.take(batch), told)
 
     answers = infer(accelerator, in_batches(rows, batch_size), function, journal)
     return [answers[row] for row in rows.tolist()]

@@ -1,7 +1,9 @@
 """Trained models in ``models/<system>/``, ready to classify new images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ from chest.models.encoders import load_trained
 from chest.models.explain import relevance_of_classifier
 from chest.models.lungs import LungSegmenter, load_segmenter
 from chest.models.predictor import Predictor, Probabilities, Shown
+from chest.models.prompting import prompt_predictor
+from chest.models.siglip import PROMPTS, SiglipPrompts, load_prompt_classifier
 
 BATCH_SIZE = 64  # at most; halved if it does not fit into the device's memory
 SEGMENTER = "segment_lungs"  # beside the model's folder
@@ -41,9 +45,6 @@ def load_trained_predictor(folder: Path, params: Params) -> Predictor:
     source = find_checkpoint(str(folder), "main")
     image_size, normalization = load_image_size(source), load_normalization(source)
     model = load_trained(source, float_type(accelerator)).to(accelerator.device)
-    segmenter = None
-    if view.needs_masks:
-        segmenter = load_segmenter(accelerator, folder.parent / SEGMENTER)
 
     def classify(images: np.ndarray, rows: np.ndarray, modalities: Sequence[str]) -> Probabilities:
         placed = place_images(images, accelerator.device)
@@ -60,18 +61,50 @@ def load_trained_predictor(folder: Path, params: Params) -> Predictor:
         run = describe_run(accelerator, source, model, None)
         return {"name": folder.name, "kind": "trained", "n": n, **run}
 
-    def show_new(images: np.ndarray, modalities: Sequence[str]) -> Shown:
-        return show_images(accelerator, segmenter, view, images, modalities)
-
     return Predictor(
         image_size=image_size,
         needs_modality=model.config.head != "shared" or view.needs_masks,
         classify=classify,
         describe=describe,
         explain=explain,
-        show=show_new if view != View() else None,
+        show=load_show(accelerator, folder, view),
         slices=slices,
     )
+
+
+def load_prompted_predictor(folder: Path, params: Params) -> Predictor:
+    """Load a SigLIP that was trained on prompts from `folder`, with these prompts.
+
+    Raises ChestError as `load_trained_predictor` does.
+    """
+    slices, view = load_preprocessing(folder)
+    try:
+        prompts = SiglipPrompts(**json.loads((folder / PROMPTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        remedy = "train the model again (dvc repro)"
+        raise ChestError(f"{folder / PROMPTS}: missing or damaged; {remedy}") from None
+    accelerator = start(None, params.system("precision", Precision))
+    source = find_checkpoint(str(folder), "main")
+    image_size = load_image_size(source)
+    classifier = load_prompt_classifier(accelerator, source, image_size, prompts)
+    identity = {"name": folder.name, "kind": "trained"}
+    predictor = prompt_predictor(accelerator, source, classifier, image_size, BATCH_SIZE, identity)
+    return replace(predictor, show=load_show(accelerator, folder, view), slices=slices)
+
+
+def load_show(
+    accelerator: Accelerator, folder: Path, view: View
+) -> Callable[[np.ndarray, Sequence[str]], Shown] | None:
+    """Return what shows new images through the `view` of the model in `folder`.
+
+    None for a model that sees them as they are.
+    """
+    if view == View():
+        return None
+    segmenter = None
+    if view.needs_masks:
+        segmenter = load_segmenter(accelerator, folder.parent / SEGMENTER)
+    return partial(show_images, accelerator, segmenter, view)
 
 
 def as_numbers(modalities: Sequence[str]) -> np.ndarray:

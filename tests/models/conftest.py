@@ -41,12 +41,13 @@ def study(tmp_path, monkeypatch, checkpoints):
             for key, value in {
                 "checkpoint": str(checkpoints / name),
                 "image_size": SIDE,
-                "batch_size": 4,
+                "batch_size": 16,
             }.items()
         },
     )
     table = pd.DataFrame("x", index=range(40), columns=[*MANIFEST_COLUMNS])
     table["image_id"] = [f"image-{i:02}" for i in range(40)]
+    table["patient_id"] = [f"patient-{i // 2:02}" for i in range(40)]
     table["label"] = np.resize(LABELS, 40)
     table["modality"] = np.resize(["ct", "xray", "xray"], 40)
     splits = ["train"] * 5 + ["val"] * 3 + ["external"] * 2 + ["test"] * 30

@@ -83,10 +83,10 @@ def train_prompts(accelerator, _):
     model = SiglipModel(config)
     model.logit_scale.data.fill_(2)
     model.vision_model.encoder.layers[0].self_attn.out_proj.weight.data.zero_()
-    classifier = PromptClassifier(model, TEXTS, NORMALIZATION)
+    classifier = PromptClassifier(model, TEXTS.expand(2, -1, -1), NORMALIZATION)
 
     def probabilities(images):
-        return compare(accelerator, classifier, images)
+        return compare(accelerator, classifier, images, ["ct"] * len(images))
 
     tower = [p for name, p in model.vision_model.named_parameters() if "self_attn" not in name]
     learn(model, tower, lambda images: probabilities(images).log(), 120)

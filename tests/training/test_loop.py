@@ -174,7 +174,7 @@ def test_a_batch_too_large_for_the_memory(checkpoint, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
     monkeypatch.setattr(loop, "train_step", burst)
-    with pytest.raises(ParameterError, match="batch_size: 6 images do not fit into the memory of"):
+    with pytest.raises(ParameterError, match="micro_batch: 6 images at a time do not fit"):
         learn(make_task(checkpoint))
 
 

@@ -88,6 +88,7 @@ def _as_list(accelerator: Accelerator, answers: torch.Tensor | list) -> list:
     """Return `answers`; raises ParameterError if fp16, which ends at 65,504, has overflowed."""
     if not torch.is_tensor(answers):
         return answers
-    if accelerator.mixed_precision == "fp16" and answers.isnan().any():
+    on_device = answers.device == accelerator.device  # text is parsed on the CPU, and may be NaN
+    if accelerator.mixed_precision == "fp16" and on_device and answers.isnan().any():
         raise ParameterError("precision: the model overflows in fp16; set it to fp32")
     return answers.tolist()
