@@ -5,7 +5,7 @@ MADE := $(VENV)/.made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: venv repro test lint readme docs bench soak
+.PHONY: venv repro test lint readme docs real bench gpu soak
 
 venv: $(MADE)
 
@@ -50,6 +50,11 @@ lint: $(MADE)
 	ruff check --fix .
 	ruff format .
 
+# Real lungs on a CPU: films and CT slices below DATA, an EfficientNet as CHECKPOINT. Three hours on
+# two cores; interrupted, it goes on.
+real: $(MADE)
+	python tools/real.py $(DATA) --checkpoint $(or $(CHECKPOINT),google/efficientnet-b0)
+
 # Puts the committed results into the README.
 readme: $(MADE)
 	python tools/readme.py
@@ -61,6 +66,12 @@ docs: $(MADE)
 # Speed, side by side with what people use today: about 12 minutes on two cores.
 bench: $(MADE)
 	python benchmarks/run.py
+
+# The first ten minutes on a new card: every stage on it, then speed, memory and determinism at full
+# size, with random weights.
+gpu: $(MADE)
+	pytest -p no:xdist tests/gpu
+	python benchmarks/run.py --only systems training zeroshot
 
 # Other processors, kills, fuzzing, and ten times the study's images: what is too long for a test.
 soak: $(MADE)

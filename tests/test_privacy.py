@@ -12,7 +12,7 @@ from support import ROOT, run_in
 
 PERSONAL = {"age", "gender", "sex", "remarks"}
 # Charts are the only pictures: their folders are DVC's plots that Git tracks.
-CHARTS = re.compile(r"(plots/[^/]+|benchmarks/results/load)\.(png|svg)")
+CHARTS = re.compile(r"(plots/[^/]+|docs/results/[^/]+|benchmarks/results/load)\.(png|svg)")
 BINARY = re.compile(
     r"\.(png|jpe?g|gif|tiff?|bmp|webp|svg|dcm|nii|gz|zip|np[yz]|safetensors|bin|pth?|ckpt|pickle)$",
     re.IGNORECASE,
@@ -34,7 +34,7 @@ SIGNATURES = {
     344: (b"n+1\0", b"n+2\0"),
 }
 ABSOLUTE = re.compile(r"(?<![\w./~:-])/(home|root|work|tmp|Users|mnt)/\w")
-RESULTS = ("metrics/", "plots/", "benchmarks/results/", "dvc.lock", "data/dvc.lock")
+RESULTS = ("metrics/", "plots/", "docs/results", "benchmarks/results/", "dvc.lock", "data/dvc.lock")
 
 
 def leaks(name: str, content: bytes) -> list[str]:

@@ -11,7 +11,7 @@ X-ray), or a folder: everything of these kinds in it is answered, however deep i
 - DICOM X-rays are shown as their file says (window, black or white bone), CT slices in Hounsfield
   units, as those of volumes. What else is read, mended or refused: docs/bad-input.md.
 - The modality comes from --modality or from the file: a volume is CT, DICOM says what it is, a PNG
-  or JPEG does not. Only zeroshot_qwen needs it, since its question names it.
+  or JPEG does not. Zero-shot systems need it, since their prompts name it.
 
 Bad files are listed all at once, and nothing is answered (or the rest, with --keep-going); the exit
 code is 1 then, 2 for a wrong call, else 0.
@@ -32,7 +32,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,8 @@ RANDOM = "The weights began as random ones: the answers say nothing about real l
 COLUMNS = ("path", "predicted", *LABELS, "modality")  # of --csv
 KINDS = "a PNG or JPEG, a volume (.nii, .nii.gz), a frontal X-ray or an axial CT slice in DICOM"
 MODELS, STAGES = Path("models"), Path("stages")
+# What is in the folder of a trained model: of prompts, of adapters, or of a classifier alone.
+TRAINED = ("prompts.json", "answering.json", "config.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,19 +134,41 @@ def load_predictor(system: str, model: Path | None, params: Params) -> "Predicto
 
     Raises ChestError if there is neither; it names what there is.
     """
-    from chest.models.trained import load_trained_predictor
+    from chest.models.trained import load_prompted_predictor, load_trained_predictor
+    from chest.models.vlm.trained import load_adapted_predictor
 
+    loaders = (load_prompted_predictor, load_adapted_predictor, load_trained_predictor)
     folder = model or MODELS / system
-    if (folder / "config.json").is_file():
-        return load_trained_predictor(folder, params)
-    stages = [path.stem for path in STAGES.glob("*.py") if "def load_predictor" in path.read_text()]
-    if system in stages and not model:
-        sys.path.insert(0, str(STAGES.absolute()))
-        return importlib.import_module(system).load_predictor(params)
-    trained = [path.parent.name for path in MODELS.glob("*/config.json")]
-    there = ", ".join(sorted({*trained, *stages})) or "none"
+    for name, load in zip(TRAINED, loaders, strict=True):
+        if (folder / name).is_file():
+            return load(folder, params)
+    asked = find_asked(params)
+    if system in asked and not model:
+        return asked[system]()
+    trained = [path.parent.name for path in MODELS.glob("*/*.json") if path.name in TRAINED]
+    there = ", ".join(sorted({*trained, *asked})) or "none"
     remedy = "train it with `dvc repro`, or fetch it with `dvc pull`"
     raise ChestError(f"{folder}: no model of {system} there. Systems: {there}; or {remedy}")
+
+
+def find_asked(params: Params) -> dict[str, Callable[[], "Predictor"]]:
+    """Return what loads each system that a stage asks without training it.
+
+    Such a stage has a function ``load_predictor``. If it has several systems, its ``list_systems``
+    names them, with the argument that each is loaded by.
+    """
+    sys.path.insert(0, str(STAGES.absolute()))
+    asked = {}
+    for path in sorted(STAGES.glob("*.py")):
+        if "def load_predictor" not in path.read_text(encoding="utf-8"):
+            continue
+        stage = importlib.import_module(path.stem)
+        if hasattr(stage, "list_systems"):
+            own = stage.list_systems(params).items()
+            asked |= {key: partial(stage.load_predictor, params, name) for key, name in own}
+        else:
+            asked[stage.SYSTEM] = partial(stage.load_predictor, params)
+    return asked
 
 
 def slices_for(predictor: "Predictor", params: Params) -> Slices:

@@ -8,7 +8,7 @@ import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.style
@@ -31,8 +31,17 @@ from chest.core.labels import (
 from chest.data.masks import unpack
 from chest.data.regions import VISIBLE, VISIBLE_NAMES, visible_region
 from chest.evaluation import few_shots
+from chest.evaluation.control_scores import BLIND
+from chest.evaluation.controls import ASKED
 from chest.evaluation.metrics import classification_metrics
-from chest.reporting.wording import ANSWER_NAMES, WITHIN, capitalize, percent
+from chest.reporting.wording import (
+    ANSWER_NAMES,
+    CONDITION_NAMES,
+    WITHIN,
+    capitalize,
+    name_layer,
+    percent,
+)
 
 WIDTH, DPI = 7.0, 130  # inches; dots per inch
 LINE = 0.2  # height of a line of text in inches
@@ -190,6 +199,54 @@ def draw_probes(path: Path, probes: pd.DataFrame, baselines: Mapping[str, float]
     _draw_intervals(path, title, table, _uar_panels(), rows, baselines)
 
 
+def draw_controls(path: Path, controls: pd.DataFrame, styles: Mapping[str, SeriesStyle]) -> None:
+    """Draw the UAR of vision-language models with the image, without it, and with another one.
+
+    `controls` is a table of `scores.control_table`.
+    """
+    shown = controls[controls["condition"].isin([ASKED, *BLIND])]
+    table = _rename_uars(shown, shown["system"] + "/" + shown["condition"])
+    rows = {}
+    for key in dict.fromkeys(shown["system"]):
+        rows[f"{key}/{ASKED}"] = styles[key]
+        for condition in BLIND:
+            name = CONDITION_NAMES[condition]
+            rows[f"{key}/{condition}"] = replace(styles[key], name=name, hollow=True)
+    title = "UAR (balanced accuracy) with the image,\nwithout it, and with another patient's"
+    _draw_intervals(path, title, table, _within_panels(), rows)
+
+
+def draw_layers(
+    path: Path,
+    layers: pd.DataFrame,
+    uars: pd.DataFrame,
+    styles: Mapping[str, SeriesStyle],
+    baselines: Mapping[str, float],
+) -> None:
+    """Draw what a probe reads from each layer of a vision-language model, above what it answers.
+
+    `layers` is a table of `read_layers`; `uars`, `styles` and `baselines` are those of `draw_uars`.
+    """
+    systems = [key for key in styles if key in set(layers["system"])]
+    probed = _rename_uars(layers.assign(split="test"), layers["system"] + "/" + layers["layer"])
+    answered = uars[uars["system"].isin(systems) & (uars["split"] == "test")]
+    answered = answered.rename(columns={"system": "row", "within": "panel", "uar": "value"})
+    rows = {}
+    for key in systems:
+        names = dict.fromkeys(layers.loc[layers["system"] == key, "layer"])
+        rows |= {f"{key}/{x}": SeriesStyle(name_layer(x), GREY) for x in names}
+        rows[key] = replace(styles[key], name=f"Answers: {styles[key].name}")
+    title = "UAR (balanced accuracy) of a linear probe\nalong the way to the answer"
+    table = pd.concat([probed, answered])
+    _draw_intervals(path, title, table, _within_panels(), rows, baselines)
+
+
+def _rename_uars(table: pd.DataFrame, rows: pd.Series) -> pd.DataFrame:
+    """Return a table of UARs by modality as `_draw_intervals` takes it, with the keys `rows`."""
+    names = {"modality": "panel", "uar": "value", "uar_low": "low", "uar_high": "high"}
+    return table.rename(columns=names).assign(row=rows)
+
+
 def draw_across(path: Path, across: pd.DataFrame) -> None:
     """Draw how far the probes carry from one hospital to another: a row per region.
 
@@ -302,6 +359,11 @@ def _uar_panels() -> dict[str, tuple[str, float]]:
         name = capitalize(WITHIN[modality])
         panels[modality] = (f"{name}:\n{LABEL_NAMES[disease]}\nor normal", 1 / 2)
     return panels
+
+
+def _within_panels() -> dict[str, tuple[str, float]]:
+    """Return the panels of `_uar_panels` for each modality."""
+    return {key: panel for key, panel in _uar_panels().items() if key in MODALITY_NAMES}
 
 
 def _draw_intervals(

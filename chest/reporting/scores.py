@@ -1,12 +1,17 @@
 """All figures of a system on one split, and the tables that metrics files and plots are made of."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from chest.core.labels import EVALUATED, MODALITIES
+from chest.core.parallel import parallel_map
 from chest.evaluation.calibration import calibration_metrics
+from chest.evaluation.control_scores import score_controls
+from chest.evaluation.controls import ASKED, read_controls
 from chest.evaluation.intervals import Interval, Intervals, intervals
 from chest.evaluation.metrics import classification_metrics
 from chest.evaluation.patients import per_patient
@@ -15,6 +20,10 @@ from chest.evaluation.roc import disease_scores, operating_points, roc_metrics, 
 from chest.evaluation.subgroups import Group, score_all, score_groups
 
 BINS = 20  # of the histograms of scores
+CONTROL_COLUMNS = [
+    *("system", "split", "modality", "condition", "n", "covered", "changed"),
+    *("uar", "uar_low", "uar_high", "gain", "gain_low", "gain_high"),
+]
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,57 @@ def nest_uars(uars: pd.DataFrame) -> dict:
             figures = figures.setdefault("external", {})
         name = "uar" if row["within"] == "all" else f"uar_{row['within']}"
         figures |= Interval(row["uar"], row["low"], row["high"]).as_dict(name)
+    return nested
+
+
+def control_table(systems: Iterable[str], labelled: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return ``plots/controls.csv``: `score_controls` of each of `systems` that has controls.
+
+    Beside its columns: ``system``, and ``bar`` as in `uar_table`. No rows if no system has any.
+    """
+    read = {key: read_controls(key, labelled) for key in systems}
+    read = {key: own[own["split"].isin(EVALUATED)] for key, own in read.items() if own is not None}
+    scored = parallel_map(partial(score_controls, seed=seed), [*read.values()])
+    tables = [own.assign(system=key) for key, own in zip(read, scored, strict=True)]
+    table = pd.concat(tables) if tables else pd.DataFrame()
+    table = table.reindex(columns=CONTROL_COLUMNS).round(4).reset_index(drop=True)
+    bars = [
+        _bar(row.system, f"{row.condition}, {row.modality}", row.split)
+        for row in table.itertuples()
+    ]
+    return table.assign(bar=bars)
+
+
+def nest_controls(controls: pd.DataFrame) -> dict:
+    """Return {system: {modality: {covered, condition: figures}}} of `control_table`.
+
+    Those of external sites stand under ``external`` of the system.
+    """
+    nested: dict = {}
+    for row in controls.to_dict("records"):
+        place = nested.setdefault(row["system"], {})
+        if row["split"] == "external":
+            place = place.setdefault("external", {})
+        place = place.setdefault(row["modality"], {})
+        if row["condition"] == ASKED:
+            place["covered"] = row["covered"]
+        figures = [key for key in row if key.startswith(("uar", "changed", "gain"))]
+        place[row["condition"]] = {key: row[key] for key in figures if pd.notna(row[key])}
+    return nested
+
+
+def layer_table(layers: pd.DataFrame) -> pd.DataFrame:
+    """Return ``plots/layers.csv``: `read_layers` with ``bar``, as in `uar_table`."""
+    return layers.assign(bar=layers["system"] + ": " + layers["layer"] + ", " + layers["modality"])
+
+
+def nest_layers(layers: pd.DataFrame) -> dict:
+    """Return {system: {layer: {uar, uar_low, uar_high, uar_ct, …}}} of `read_layers`."""
+    nested: dict = {}
+    for row in layers.to_dict("records"):
+        figures = nested.setdefault(row["system"], {}).setdefault(row["layer"], {})
+        name = "uar" if row["modality"] == "all" else f"uar_{row['modality']}"
+        figures |= Interval(row["uar"], row["uar_low"], row["uar_high"]).as_dict(name)
     return nested
 
 

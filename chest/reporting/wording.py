@@ -9,6 +9,8 @@ from chest.evaluation.intervals import Interval
 ANSWER_NAMES = {**LABEL_NAMES, UNPARSED: "Unparsed"}
 # Images that a figure is computed on, by the key of `subgroups.Group`.
 WITHIN = {"all": "all images"} | {key: f"within {name}" for key, name in MODALITY_NAMES.items()}
+LAYER_NAMES = {"vision": "Vision tower", "merger": "Merger"}  # and language_<number>
+CONDITION_NAMES = {"no_image": "without the image", "other_image": "another patient's image"}
 UAR_WITHIN = {key: f"UAR {WITHIN[key]}" for key in MODALITY_NAMES}
 
 
@@ -32,6 +34,26 @@ def format_points(share: float) -> str:
 def format_limits(interval: Interval) -> str:
     """Return the limits of the interval of a difference: ``-0.2 to +1.5``."""
     return f"{format_points(interval.low)} to {format_points(interval.high)}"
+
+
+def name_layer(layer: str) -> str:
+    """Return the name of a layer of a vision-language model, a key of metrics/layers.json."""
+    number = layer.removeprefix("language_")
+    return LAYER_NAMES.get(layer, f"Language layer {number}")
+
+
+def tell_need(within: Sequence[str], blind: Sequence[str]) -> str:
+    """Say in which modalities, of `within`, a system needs the image; it does not in `blind`."""
+    needed = " and ".join(WITHIN[key] for key in within if key not in blind)
+    said = []
+    if needed:
+        said.append(f"{capitalize(needed)} it is better than without its image, and than with ")
+        said[-1] += "another patient's."
+    if blind:
+        blank = " and ".join(WITHIN[key] for key in blind)
+        said.append(f"**{capitalize(blank)} it is not shown to be better than without its image")
+        said[-1] += " or with another patient's: there its result is no result.**"
+    return " ".join(said)
 
 
 def capitalize(text: str) -> str:

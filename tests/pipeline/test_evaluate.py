@@ -16,7 +16,7 @@ from chest.core.labels import LABELS
 from chest.data import audit
 from chest.data.dataset import MANIFEST_COLUMNS, SLICE_COLUMNS
 from chest.data.regions import VISIBLE
-from chest.evaluation import few_shots, predictions, probes
+from chest.evaluation import controls, few_shots, layers, predictions, probes
 from chest.evaluation.metrics import classification_metrics
 from chest.evaluation.predictions import Record
 
@@ -91,6 +91,39 @@ def write_across(table, region, rng):
     probes.write_across(region, answers, probes.FOLDER)
 
 
+def write_vlm(table, key):
+    """Write answers without the image, which change those within X-ray alone, and layers."""
+    rng = np.random.default_rng(1)
+    rows = table[table["split"].isin(["val", "test", "external"])]
+    truth = (rows["label"].to_numpy()[:, None] == np.array(LABELS)) * 0.6 + rng.random(
+        (len(rows), 3)
+    )
+    guess = np.where((rows["modality"] == "ct").to_numpy()[:, None], truth, rng.random(truth.shape))
+    covered = np.full(len(rows), 0.25)
+    conditions = {
+        "asked": truth,
+        "no_image": guess,
+        "other_image": rng.random(truth.shape),
+        "order_normal_covid19_tuberculosis": truth,
+        "order_tuberculosis_covid19_normal": guess,
+        "paraphrase_1": truth,
+        "prior_none": guess,
+    }
+    replies = {
+        name: (list(own / own.sum(axis=1, keepdims=True)), covered)
+        for name, own in conditions.items()
+    }
+    controls.write_controls(key, rows, replies)
+    figures = [
+        (layer, modality, 40, 0.8, 0.7, 0.9)
+        for layer in ("vision", "merger", "language_9")
+        for modality in ("all", "ct", "xray")
+    ]
+    layers.FOLDER.mkdir()
+    scores = pd.DataFrame(figures, columns=list(layers.COLUMNS))
+    scores.to_csv(layers.FOLDER / f"{key}.csv", index=False)
+
+
 def write_masks(table, rng):
     """Write lung masks of which the gate refuses every second one of COVID-19."""
     Path("data/masks").mkdir()
@@ -137,7 +170,8 @@ def runs(tmp_path_factory):
     folder, first = tmp_path_factory.mktemp("evaluated"), tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setattr(parallel, "workers", lambda: 1)  # starting workers takes longer
-        make_study(folder, systems={**KINDS, "finetune_toy": "trained"})
+        table = make_study(folder, systems={**KINDS, "finetune_toy": "trained"})
+        write_vlm(table, "zeroshot_qwen")
         run_stage("evaluate")
         for name in ("metrics", "plots", "data/sheets"):
             shutil.copytree(name, first / name)
@@ -195,6 +229,7 @@ def test_the_same_input_gives_the_same_bytes(runs):
         *("metrics/audit.csv", "metrics/primary.json", "metrics/probes.json"),
         *("plots/reliability.png", "plots/scores.png", "plots/probes.png", "plots/scores.csv"),
         *("plots/probes_across.png", "plots/few_shots.png", "plots/probes.csv"),
+        *("metrics/controls.json", "plots/controls.csv", "plots/layers.csv"),
         *("data/sheets/contact_sheet.png", "data/sheets/mistakes.png", "data/sheets/regions.png"),
     ]
     assert [n for n in same if (first / n).read_bytes() != (second / n).read_bytes()] == []
@@ -231,6 +266,30 @@ def test_probes_across_sites_few_shots_and_masks(first):
     assert "dice" not in masks["ct"]
     for chart in ("probes_across", "few_shots"):
         assert (first / f"plots/{chart}.png").exists()
+
+
+def test_what_a_vision_language_model_answers_without_the_image(first):
+    own = read_json(first, "controls")["controls"]["zeroshot_qwen"]
+    ct, xray = own["ct"], own["xray"]
+    assert (ct["no_image"]["changed"], ct["no_image"]["gain"]) == (0, 0)
+    assert ct["no_image"]["gain_low"] <= 0 < xray["no_image"]["gain_low"]
+    assert xray["asked"]["uar_low"] < xray["asked"]["uar"] < xray["asked"]["uar_high"]
+    assert {*xray["prior_none"]} == {"uar", "changed"}
+    assert (xray["covered"], own["external"]["xray"]["covered"]) == (0.25, 0.25)
+    card = (first / "metrics/model_card.md").read_text(encoding="utf-8")
+    line = next(x for x in card.splitlines() if x.startswith("- System zeroshot_qwen"))
+    assert "Within X-ray it is better than without its image" in line
+    assert "**Within CT it is not shown to be better than without its image" in line
+    share = 50 * xray["order_tuberculosis_covid19_normal"]["changed"]  # of two orders
+    row = next(x for x in card.splitlines() if "| within X-ray |" in x and x.endswith(" 25.0 % |"))
+    assert f"| {share:.1f} % | 0.0 % | 25.0 % |" in row
+
+    layer = read_json(first, "layers")["layers"]["zeroshot_qwen"]["language_9"]
+    assert (layer["uar_ct"], layer["uar_ct_low"]) == (0.8, 0.7)
+    assert "zeroshot_qwen: merger, xray" in set(pd.read_csv(first / "plots/layers.csv")["bar"])
+    bars = pd.read_csv(first / "plots/controls.csv")["bar"]
+    assert "zeroshot_qwen: no_image, ct, external" in set(bars)
+    assert bars.is_unique
 
 
 def test_metrics_are_nested_floats_of_four_places(first):
@@ -279,6 +338,8 @@ def test_without_external_sites(tmp_path, monkeypatch):
     manifest.loc[(table["split"] == "test") & (table["modality"] == "xray"), "site"] = "Lima"
     manifest.to_csv("data/manifest.csv", index=False)
     run_stage("evaluate")
+    assert read_json(tmp_path, "controls") == {"controls": {}}
+    assert not Path("plots/controls.png").exists()
     assert read_json(tmp_path, "external") == {}
     assert set(pd.read_csv("plots/uar.csv")["split"]) == {"test"}
     card = Path("metrics/model_card.md").read_text(encoding="utf-8")

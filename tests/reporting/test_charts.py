@@ -35,6 +35,7 @@ NAMES = {
 BLIND = list(NAMES)[6:]
 STYLES = charts.palette(NAMES, BLIND)
 SPLITS = (["test"], ["test", "external"])
+CONDITIONS = ("asked", "no_image", "other_image", "order_a")
 BASELINES = {"ct": 0.4, "xray": 0.7}
 
 
@@ -143,6 +144,27 @@ def test_few_shots(texts, tmp_path):
     assert {f"zeroshot_siglip, {name}" for name in few_shots.METHODS.values()} <= set(texts())
     charts.draw_few_shots(tmp_path / "few.png", table[table["modality"] == "ct"].head(8))
     assert not any("X-ray" in text for text in texts())
+
+
+def test_vision_language_models_with_and_without_the_image_and_by_layer(texts, tmp_path):
+    systems = ["zeroshot_qwen", "zeroshot_gemma"]
+    cells = itertools.product(systems, ("test", "external"), WITHIN, CONDITIONS)
+    table = pd.DataFrame([*cells], columns=["system", "split", "modality", "condition"])
+    value = np.resize(np.arange(0, 1.01, 0.1), len(table))
+    limits = {"uar_low": np.maximum(value - 0.1, 0), "uar_high": np.minimum(value + 0.1, 1)}
+    table = table.assign(uar=value, **limits, n=1630)
+    charts.draw_controls(tmp_path / "controls.png", table, STYLES)
+    assert texts().count("without the image") == 2
+    assert not any("three classes" in text for text in texts())
+
+    layers = table[table["system"].eq(systems[0]) & table["split"].eq("test")].copy()
+    layers["layer"] = layers["condition"].map(
+        dict(zip(CONDITIONS, ("vision", "merger", "language_9"), strict=False))
+    )
+    layers = layers.dropna()
+    charts.draw_layers(tmp_path / "l.png", layers, uar_table(["test"]), STYLES, BASELINES)
+    assert {"Vision tower", "Merger", "Language layer 9"} <= set(texts())
+    assert any(text.startswith("Answers: Qwen2.5-VL") for text in texts())
 
 
 def test_the_line_is_the_given_baseline_whatever_is_best_on_test(monkeypatch, tmp_path):

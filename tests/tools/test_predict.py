@@ -37,13 +37,11 @@ GREY = (np.add.outer(np.arange(40), np.arange(44) * 25) - 900).astype(np.int16)
 def home(checkpoints, tmp_path_factory):
     """A working directory with a tiny fine-tuned model and the stages; to be read only."""
     folder = tmp_path_factory.mktemp("home")
-    siglip, qwen = str(checkpoints / "siglip"), str(checkpoints / "qwen")
-    changes = {
-        "phantom.zeroshot_qwen.checkpoint": qwen,
-        "phantom.zeroshot_siglip.checkpoint": siglip,
-    }
+    asked = {"zeroshot_siglip": "siglip", "zeroshot_qwen": "qwen"}
+    asked |= {f"zeroshot_vlm.{name}": name for name in ("qwen3", "medgemma")}
+    changes = {f"phantom.{key}.checkpoint": str(checkpoints / x) for key, x in asked.items()}
     write_params(folder, **changes, **{"phantom.expected_counts": None})
-    source = find_checkpoint(siglip, "main")
+    source = find_checkpoint(str(checkpoints / "siglip"), "main")
     model = load_classifier(source, SIDE)
     save_classifier(model, load_normalization(source), SIDE, folder / "models/finetune_siglip")
     params = load_params(folder / "params.yaml")
@@ -167,7 +165,10 @@ def test_a_dicom_series_gets_the_answer_of_the_same_volume(
         assert answer["modality_told_by"] == told
 
 
-@pytest.mark.parametrize("system", ["zeroshot_siglip", "zeroshot_qwen"])
+ASKED = ["zeroshot_siglip", "zeroshot_qwen", "zeroshot_qwen3", "zeroshot_medgemma"]
+
+
+@pytest.mark.parametrize("system", ASKED)
 def test_a_stage_that_offers_a_predictor_answers_too(mixed, capsys, system):
     content = ask(capsys, mixed / "b.jpeg", "--system", system, "--modality", "xray")
     (answer,) = content["answers"]
@@ -175,6 +176,23 @@ def test_a_stage_that_offers_a_predictor_answers_too(mixed, capsys, system):
     assert (answer["modality"], answer["modality_told_by"]) == ("xray", "--modality")
     assert content["system"] == system
     assert content["run"]["kind"] == "zero-shot"
+
+
+def test_a_model_trained_on_prompts_answers_by_its_own(checkpoints, mixed, tmp_path, capsys):
+    folder = tmp_path / "finetune_siglip_text_plain"
+    shutil.copytree(checkpoints / "siglip", folder)
+    write_preprocessing(folder, load_params(), View())
+    prompts = load_params().content["prompts"]["siglip"]
+    images = mixed / "b.jpeg", "--modality", "xray"
+    due = ask(capsys, *images, "--system", "zeroshot_siglip")["answers"]
+    for change, same in ({}, True), ({"normal": ["no {modality}"]}, False):
+        (folder / "prompts.json").write_text(json.dumps(prompts | change))
+        found = ask(capsys, *images, "--model", folder)
+        assert (found["answers"] == due) == same
+    assert (found["run"]["name"], found["run"]["kind"]) == (folder.name, "trained")
+    (folder / "prompts.json").write_text("{}")
+    with pytest.raises(ChestError, match=r"prompts\.json: missing or damaged"):
+        predict.main([str(images[0]), "--model", str(folder)])
 
 
 def test_the_table_for_people_tells_modality_slice_and_notice(mixed, capsys):
@@ -310,7 +328,8 @@ def test_nothing_personal_is_printed(mixed, capsys):
 def test_a_picture_is_drawn_for_each_answer(mixed, tmp_path, capsys, system):
     shutil.copy(mixed / "b.jpeg", mixed / "a scan.jpg")
     files = [mixed / "a scan.PNG", mixed / "a scan.jpg", mixed / "volume.nii.gz"]
-    content = ask(capsys, *files, "--system", system, "--explain", tmp_path / "drawn")
+    options = ["--system", system, "--modality", "ct", "--explain", tmp_path / "drawn"]
+    content = ask(capsys, *files, *options)
     pictures = [answer["explanation"] for answer in content["answers"]]
     names = ["a scan.png", "a scan-2.png", "volume.png"]
     assert pictures == [str(tmp_path / "drawn" / name) for name in names]
@@ -375,7 +394,7 @@ def test_qwen_must_be_told_the_modality(mixed):
 
 @pytest.mark.parametrize("options", [["--system", "floor_site"], ["--model", "nowhere"]])
 def test_an_unknown_system_is_told_with_those_that_there_are(mixed, options):
-    with pytest.raises(ChestError, match="finetune_siglip, zeroshot_qwen, zeroshot_siglip"):
+    with pytest.raises(ChestError, match="finetune_siglip, zeroshot_medgemma, zeroshot_qwen,"):
         predict.main([str(mixed / "b.jpeg"), *options])
 
 

@@ -1,0 +1,176 @@
+"""What was found on real lungs, in ten lines: sentences around figures, none of them typed."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from chest.reporting.wording import capitalize, format_points, percent
+
+FINE, FROZEN = "fine-tuned", "frozen, logistic regression"
+WHOLE, LUNGS, CROPPED = "Whole image", "Lungs only", "Lungs, cropped and stretched"
+BORDER, HIDDEN, SHAPE = "Border only", "Lungs hidden", "Shape of the lung mask"
+
+ZERO = 0.01  # recalls below count as none
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+class Missing(Exception):
+    """A figure that a sentence needs and no run has."""
+
+
+def findings(tables: Tables) -> list[str]:
+    """Return a sentence for each question; a question without runs is said to be open."""
+    questions = {
+        "the systems within CT and within X-ray": systems,
+        "pretraining": pretraining,
+        "the border of a film": border,
+        "Shenzhen to Montgomery": lambda t: across(t, "Shenzhen", "Montgomery"),
+        "Montgomery to Shenzhen": lambda t: across(t, "Montgomery", "Shenzhen"),
+        "the shape of the lung mask": shape,
+        "thresholds in another hospital": frozen_threshold,
+        "labelled films of the new hospital": recalibration,
+        "few patients": few_shots,
+        "few tuberculosis images": starved,
+    }
+    lines, open_ = [], []
+    for name, sentence in questions.items():
+        try:
+            lines.append(capitalize(sentence(tables)))
+        except Missing:
+            open_.append(name)
+    return lines + ([f"Not run yet: {', '.join(open_)}."] if open_ else [])
+
+
+def systems(tables: Tables) -> str:
+    ct, xray = (
+        pick(tables, "systems", system="EfficientNet, fine-tuned", place=place)
+        for place in ("within CT", "within X-ray")
+    )
+    pixels = pick(tables, "systems", system="Linear on 28 x 28 pixels", place="within X-ray")
+    return (
+        f"a fine-tuned EfficientNet tells COVID-19 from normal within CT with an AUROC of"
+        f" {told(ct)} (n = {ct['images']:,}) and tuberculosis from normal within X-ray with"
+        f" {told(xray)} (n = {xray['images']:,}); a linear model on 28 x 28 pixels reaches"
+        f" {told(pixels)} within X-ray."
+    )
+
+
+def pretraining(tables: Tables) -> str:
+    both = [
+        pick(tables, "systems", system=name, place="within X-ray")
+        for name in ("EfficientNet, fine-tuned", "EfficientNet from random weights")
+    ]
+    return (
+        f"trained the same way from random weights instead of ImageNet's, the same network reaches"
+        f" {told(both[1])} instead of {told(both[0])} within X-ray."
+    )
+
+
+def border(tables: Tables) -> str:
+    """The headline: what is visible, within Shenzhen."""
+    rows = [view(tables, "within Shenzhen", name) for name in (WHOLE, BORDER, HIDDEN, CROPPED)]
+    whole, edge, hidden, lungs = map(told, rows)
+    return (
+        f"within Shenzhen the film's border alone, without a lung, gives an AUROC of {edge}, the"
+        f" film with its lungs hidden {hidden}, the whole film {whole}, and the lungs alone {lungs}"
+        f" (n = {rows[0]['images']:,})."
+    )
+
+
+def across(tables: Tables, old: str, new: str) -> str:
+    """What carries over to a hospital never seen."""
+    place = f"{old} to {new}"
+    whole, lungs = (view(tables, place, name) for name in (WHOLE, CROPPED))
+    return (
+        f"trained in {old} and tested in {new}, it reaches {told(whole)} with the whole film and"
+        f" {told(lungs)} with the lungs alone, cropped and stretched: {difference(lungs)}."
+    )
+
+
+def shape(tables: Tables) -> str:
+    inside, outside = (
+        view(tables, place, SHAPE) for place in ("within Shenzhen", "Shenzhen to Montgomery")
+    )
+    return (
+        f"the shape of the lung mask alone, without a grey value, gives {told(inside)} within"
+        f" Shenzhen and {told(outside)} in Montgomery."
+    )
+
+
+def frozen_threshold(tables: Tables) -> str:
+    rows = [view(tables, "Shenzhen to Montgomery", name) for name in (WHOLE, CROPPED)]
+    (a, b), (c, d) = ([percent(row[x], 0) for x in ("sensitivity", "specificity")] for row in rows)
+    return (
+        f"a threshold set in Shenzhen for a sensitivity of 90 % gives Montgomery a sensitivity of"
+        f" {a} and a specificity of {b} on whole films, {c} and {d} on lungs alone."
+    )
+
+
+def recalibration(tables: Tables) -> str:
+    known = {"place": "Shenzhen to Montgomery", "method": FINE, "view": WHOLE}
+    known |= {"recalibrated": "threshold"}
+    rows = [pick(tables, "recalibration", labelled=n, **known) for n in (0, 20, 50)]
+    none, twenty, fifty = (percent(row["uar"]) for row in rows)
+    return (
+        f"moving the threshold with 20 labelled films of Montgomery changes the UAR on whole films"
+        f" from {none} to {twenty}, with 50 to {fifty} (means over draws)."
+    )
+
+
+def few_shots(tables: Tables) -> str:
+    known = {"method": "logistic", "modality": "xray"}
+    rows = [pick(tables, "few_shots", patients=n, **known) for n in ("4", "16", "64", "all")]
+    four, sixteen, many, every = (percent(row["uar"]) for row in rows)
+    return (
+        f"on frozen features, 4 patients per class give a UAR of {four} within X-ray, 16 give"
+        f" {sixteen}, 64 give {many}, and all (about {rows[-1]['per_class']:.0f}) {every}."
+    )
+
+
+def starved(tables: Tables) -> str:
+    table = tables["starved"]
+    if table.empty:
+        raise Missing
+    most = table[table["kept"] == table["kept"].max()]
+    recalls = most.groupby("balance")["recall_tuberculosis"].mean()
+    zero = table[table["recall_tuberculosis"] < ZERO].sort_values("kept", ascending=False)
+    named = [f"{row.kept} ({percent(row.share)}, {row.balance})" for row in zero.itertuples()]
+    reached = f"it is about 0 with {', '.join(named)}" if named else "it is about 0 in no run"
+    return (
+        f"with tuberculosis cut to {percent(most['share'].mean())} of the training images, its"
+        f" recall is {percent(recalls.min())} to {percent(recalls.max())}, depending on the balance"
+        f" of the classes; {reached}."
+    )
+
+
+# --- Figures ---------------------------------------------------------------------------------
+
+
+def pick(tables: Tables, name: str, **where) -> dict:
+    """Return the one row of a table; raises Missing if it is not there."""
+    table = tables[name]
+    for column, value in where.items():
+        table = table[table[column] == value] if len(table) else table
+    if table.empty:
+        raise Missing
+    return table.iloc[0].to_dict()
+
+
+def view(tables: Tables, place: str, name: str) -> dict:
+    """Return the figures of the fine-tuned network by what is visible."""
+    return pick(tables, "views", place=place, method=FINE, view=name)
+
+
+def told(row: Mapping) -> str:
+    """Return the AUROC with its interval: ``0.873 (0.841 to 0.900)``."""
+    value, low, high = (row[f"auroc{end}"] for end in ("", "_low", "_high"))
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def difference(row: Mapping) -> str:
+    """Say whether the AUROC differs from that of the whole image by more than noise."""
+    change, low, high = (row[f"auroc_change{end}"] for end in ("", "_low", "_high"))
+    noise = "more than noise" if low > 0 or high < 0 else "not more than noise"
+    limits = f"{format_points(low)} to {format_points(high)}"
+    return f"{format_points(change)} points ({limits}), {noise}"

@@ -1,0 +1,143 @@
+"""The report on real lungs, from made-up answers whose figures are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import FOLDS, write_plan, write_run
+
+from chest.core import parallel
+from chest.evaluation.recalibration import SIZES, draw, recalibrate_layer, recalibrate_threshold
+from chest.evaluation.repeated import auroc_difference, mean_auroc
+from chest.evaluation.roc import auroc
+from chest.reporting import results
+
+README = "Results\n<!-- real: filled -->\nold\n<!-- /real -->\nend\n"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Two seeds of a system, and an unfinished one; two views of another hospital."""
+    into = tmp_path_factory.mktemp("runs")
+    planned = []
+    for fold in range(FOLDS):
+        both = {"protocol": "both", "system": "finetuned", "fold": fold}
+        for seed, wrong in ((0, 0.2), (1, 0.4)):
+            planned.append(write_run(into, both | {"seed": seed}, wrong))
+        shown = {"protocol": "shenzhen", "system": "finetuned", "fold": fold}
+        for view, across in (("everything", 1 / 3), ("lungs_crop", 1 / 9)):
+            planned.append(write_run(into, shown | {"view": view}, 0.2, across))
+    unfinished = write_run(into, both | {"seed": 2}, 0.9)
+    planned += [unfinished | {"fold": fold} for fold in range(FOLDS)]
+    write_plan(into, planned)
+    (into / "README.md").write_text(README)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "workers", lambda: 1)
+        results.report(into, into / "docs", into / "README.md")
+    return into
+
+
+def rows(written, name):
+    return pd.read_csv(written / f"docs/results/{name}.csv")
+
+
+def test_folds_are_pooled_and_seeds_averaged(written):
+    table = rows(written, "systems").set_index("place")
+    assert [*table.index] == [f"within {x}" for x in ("CT", "X-ray", "Shenzhen", "Montgomery")]
+    assert (table["runs"] == 2).all()  # the third seed lacks two folds
+    assert table["images"].tolist() == [60, 96, 60, 36]
+    assert table.loc["within Shenzhen", "uar"] == pytest.approx(0.7)  # 0.8 and 0.6
+    spread = table["uar_high"] - table["uar_low"]
+    assert (spread > 0.2).all()  # the noise of the seeds is in it
+
+
+def test_differences_to_another_hospital_are_paired(written):
+    table = rows(written, "views").set_index(["place", "view"])
+    whole = table.loc[("Shenzhen to Montgomery", "Whole image")]
+    lungs = table.loc[("Shenzhen to Montgomery", "Lungs, cropped and stretched")]
+    assert (whole["images"], whole["runs"]) == (36, FOLDS)
+    assert whole["uar"] == pytest.approx(2 / 3, abs=1e-4)
+    assert lungs["uar_change"] == pytest.approx(2 / 9, abs=1e-4)
+    assert lungs["uar_change_low"] > 0
+    assert lungs["auroc_change"] == pytest.approx(2 / 9, abs=1e-4)
+    assert np.isnan(whole["uar_change"])
+    # The threshold comes from validation, where every fifth diseased film has a low score.
+    assert table.loc[("within Shenzhen", "Whole image"), "sensitivity"] == 1
+
+
+def test_the_page_states_limits_first_and_what_is_missing(written):
+    page = (written / "docs/results.md").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert headings[0] == "## What must not be concluded"
+    assert "Not run yet: the systems within CT and within X-ray, pretraining" in page
+    assert "Trained in Shenzhen and tested in Montgomery, it reaches 0.667" in page
+    assert "| made | 13 of 15 | 0.13 |" in page
+    for chart in ("views", "scores", "systems"):
+        assert f"results/{chart}.png" in page
+        assert (written / f"docs/results/{chart}.png").exists()
+    assert "starved.png" not in page
+
+
+def test_the_readme_gets_the_lines_between_its_marks(written):
+    text = (written / "README.md").read_text()
+    assert text.startswith("Results\n<!-- real: filled -->\n- ")
+    assert text.endswith("<!-- /real -->\nend\n")
+    assert "earlier lines" not in text
+
+
+def answers(right: float, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    truth = np.arange(120) % 2 == 1
+    score = 1 / (1 + np.exp(-(right * (truth - 0.5) + rng.normal(size=120))))
+    return pd.DataFrame(
+        {
+            "image_id": [f"i{n:03}" for n in range(120)],
+            "patient_id": np.arange(120),
+            "modality": "xray",
+            "actual": np.where(truth, "tuberculosis", "normal"),
+            "covid19": 0.0,
+            "normal": 1 - score,
+            "tuberculosis": score,
+        }
+    )
+
+
+def test_the_auroc_of_one_run_is_that_of_the_field_and_several_add_their_noise():
+    one = answers(1.0, 0)
+    truth = (one["actual"] == "tuberculosis").to_numpy()
+    single = auroc(one["patient_id"], truth, one["tuberculosis"].to_numpy(), seed=1)
+    assert mean_auroc([one], "xray", seed=1) == single
+    several = [one, answers(0.2, 1), answers(2.0, 2)]
+    found = mean_auroc(several, "xray", seed=1)
+    assert found.high - found.low > 1.2 * (single.high - single.low)
+    change = auroc_difference([one], [answers(4.0, 0)], "xray", seed=1)
+    assert change.change.low > 0
+    assert auroc_difference(several, several[::-1], "xray", seed=1).change.value == pytest.approx(0)
+
+
+def test_a_few_labelled_images_move_a_shifted_threshold_back():
+    one = answers(3.0, 0)
+    truth = (one["actual"] == "tuberculosis").to_numpy()
+    shifted = one["tuberculosis"].to_numpy() ** 4  # nearly all below 1/2
+    found = recalibrate_threshold(truth, shifted, seed=0).groupby("labelled").mean()
+    assert list(found.index) == [0, *SIZES]
+    assert found.loc[50, "uar"] > found.loc[0, "uar"] + 0.1
+    assert found["auroc"].between(0.9, 1).all()  # the order stays
+
+
+def test_a_few_labelled_images_teach_a_linear_layer_the_new_hospital():
+    rng = np.random.default_rng(0)
+    truth = np.arange(200) % 2 == 1
+    signal = truth[:, None] * 2.0 - 1
+    old = np.hstack([signal, -signal]) + rng.normal(size=(200, 2))
+    new = np.hstack([signal, 3 * signal]) + rng.normal(size=(200, 2))  # the second one turns round
+    found = recalibrate_layer((old, truth), (new, truth), np.full(200, 0.5), c=1.0, seed=0)
+    found = found.groupby("labelled")["uar"].mean()
+    assert found[50] > max(0.8, found[5])
+
+
+def test_drawn_images_have_both_classes_and_grow():
+    truth = np.arange(60) < 3
+    drawn = {(size, number): rows for size, number, rows in draw(truth, seed=0)}
+    assert all(len(rows) == size for (size, _), rows in drawn.items())
+    assert all(truth[rows].any() and not truth[rows].all() for rows in drawn.values())
+    assert {*drawn[5, 0]} < {*drawn[20, 0]}

@@ -1,0 +1,369 @@
+"""The plan of tools/real.py: which runs there are, what each changes in params.yaml, what it costs.
+
+The runs are listed by importance. Five protocols, each in five folds by patient; a fold's own
+images are the test split, and "across" are all films of the hospital that is held out:
+
+    protocol     images                          held out     epochs   trained on
+    both         CT slices and films             -            3        1,088
+    shenzhen     films                           Montgomery   6        340
+    montgomery   films                           Shenzhen     15       83
+    ct           CT slices                       -            3        666
+    joint        CT slices and films             Montgomery   3        1,006
+
+Fold k of a protocol is trained with seed k, so that five folds are five training runs; only `both`
+is repeated with five seeds. Lung masks of films come from a U-Net that is trained once for each
+hospital held out, on 80 % of the other one's films.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+
+FOLDS = 5
+SIDE, FROZEN_SIDE = 128, 224  # px, of fine-tuned networks and of frozen features
+# Images per second of one thread, with another one beside it; seconds to start a stage.
+TRAINED, SEEN, FROZEN, START = 27, 75, 40, 10
+SMALL = 400, 900  # the same, of the small networks: trained, seen
+IMAGES = {"both": 1814, "xrays": 704, "ct": 1110}
+NET = "efficientnet_b0"  # the block of params.yaml, whatever EfficientNet the checkpoint is
+FINETUNED, FEATURES, PIXELS = "finetuned", "frozen", "baselines"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Collections (a key of IMAGES), sites held out, epochs, images in training and held out."""
+
+    collections: str
+    external: tuple[str, ...]
+    epochs: int
+    trained: int
+    held_out: int = 0
+
+    @property
+    def fold(self) -> int:
+        """Images of a fold."""
+        return self.trained // (FOLDS - 2)
+
+
+PROTOCOLS = {
+    "both": Protocol("both", (), 3, 1088),
+    "shenzhen": Protocol("xrays", ("Montgomery",), 6, 340, 138),
+    "montgomery": Protocol("xrays", ("Shenzhen",), 15, 83, 566),
+    "ct": Protocol("ct", (), 3, 666),
+    "joint": Protocol("both", ("Montgomery",), 3, 1006, 138),
+}
+HOSPITALS = ("shenzhen", "montgomery")
+NAMES = {"both": ["ct_volumes", "xrays"], "xrays": ["xrays"], "ct": ["ct_volumes"]}
+
+LUNGS = {"visible": "lungs"}
+CROPPED = LUNGS | {"crop": True, "grey": "stretch"}
+# What is visible, in the order of the tables.
+VIEWS = {
+    "everything": {},
+    "lungs": LUNGS,
+    "lungs_crop": CROPPED,
+    "no_lungs": {"visible": "no_lungs"},
+    "border": {"visible": "border"},
+    "mask": {"visible": "mask"},
+    "lungs_true": LUNGS | {"masks": "true"},
+    "lungs_box": LUNGS | {"masks": "box"},
+    "lungs_shuffled": LUNGS | {"masks": "shuffled"},
+    "dilate_0": LUNGS | {"dilate": 0.0},
+    "dilate_4": LUNGS | {"dilate": 0.04},
+    "dilate_8": LUNGS | {"dilate": 0.08},
+    "stretch": {"grey": "stretch"},
+    "equalize": {"grey": "equalize"},
+}
+MAIN = ("everything", "lungs_crop", "lungs", "border", "no_lungs", "mask")
+BOTH_WAYS = (*MAIN, "lungs_true", "lungs_box", "equalize")
+ON_CT = ("everything", "lungs_crop", "lungs", "mask")
+UNMASKED = ("everything", "border", "stretch", "equalize")
+# What may help, as changes of the block of the fine-tuned network.
+JOINT = {
+    "baseline": {},
+    "head by modality": {"head": "by_modality"},
+    "balance: none": {"balance": "none"},
+    "balance: class": {"balance": "class"},
+    "adversary: modality": {"adversary": "modality"},
+}
+STARVED = (22, 4, 1)  # tuberculosis images left to training: 2.4 %, 0.5 % and 0.1 %
+BALANCES = ("none", "class", "class_modality", "logit_adjusted")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Stages that are executed in a folder of their own.
+
+    ``stages`` are scripts with their arguments; ``params`` changes of params.yaml by dotted key;
+    ``links`` {path: name of the run that made it}; ``cost`` the expected seconds. ``part`` and
+    ``labels``, for the report, are empty if the run only prepares others. ``raw``: it reads the
+    collections. ``thin``: how many tuberculosis images are left to training.
+    """
+
+    name: str
+    stages: tuple[tuple[str, ...], ...]
+    params: dict
+    links: dict[str, str]
+    cost: float
+    part: str = ""
+    labels: dict = field(default_factory=dict)
+    raw: bool = False
+    thin: int | None = None
+
+
+def plan(checkpoint: str) -> list[Run]:
+    """Return all runs, each after those that it needs."""
+    runs: dict[str, Run] = {}
+    for run in Plan(checkpoint).runs():
+        runs.setdefault(run.name, run)
+    return list(runs.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Makes the runs for a checkpoint. A method yields a run after those that it needs."""
+
+    checkpoint: str
+
+    def runs(self) -> Iterator[Run]:
+        hospitals = HOSPITALS
+        yield from self.baselines("folds", "both")
+        yield from self.frozen("folds", "both", "everything")
+        yield from self.several("folds", "both", seeds=(0,))
+        for view in MAIN:
+            for protocol in hospitals:
+                yield from self.frozen("hospitals", protocol, view)
+        for protocol in hospitals:
+            yield from self.baselines("hospitals", protocol)
+            for view in MAIN[:2]:
+                yield from self.several("hospitals", protocol, view)
+        for view in ON_CT:
+            yield from self.frozen("ct", "ct", view)
+        for view in ON_CT[:2]:
+            yield from self.several("ct", "ct", view)
+        yield from self.several("folds", "both", seeds=(1, 2))
+        for protocol, view in [*product(hospitals[:1], MAIN[2:]), (hospitals[1], "border")]:
+            yield from self.several("hospitals", protocol, view)
+        for keep in STARVED:
+            yield from self.starved(keep)
+        for view in VIEWS:
+            for protocol in hospitals if view in BOTH_WAYS else hospitals[:1]:
+                yield from self.frozen("objections", protocol, view)
+        yield from self.scratch()
+        yield from self.several("folds", "both", seeds=(3, 4))
+        none = {"augment": None}
+        yield from self.several("helps", "shenzhen", variant="no augmentation", change=none)
+        yield from self.several("helps", "shenzhen", "equalize")
+        for variant, change in JOINT.items():
+            yield from self.several("helps", "joint", "everything", variant, change, range(3))
+        site = {"adversary": "site"}
+        args = ("helps", "both", "everything", "adversary: site", site, range(2))
+        yield from self.several(*args)
+
+    # --- What others need ----------------------------------------------------------------
+
+    def data(self, collections: str) -> Iterator[Run]:
+        """Index, slices, manifest and packed images; slices are cut once."""
+        stages, links = ["index_collections", "extract_slices", "build_manifest"], {}
+        if collections == "ct":
+            yield from self.data("both")
+            stages.remove("extract_slices")
+            links = {"data/slices": "data/both"}
+        yield Run(
+            f"data/{collections}",
+            tuple((f"stages/{name}.py",) for name in stages),
+            shared(collections),
+            links,
+            START + IMAGES[collections] / 50,
+            raw=True,
+        )
+
+    def split(self, protocol: str, fold: int | None, keep: int | None = None) -> Iterator[Run]:
+        """A fold, or without one 80, 10 and 10 % of the images that are not held out."""
+        own = PROTOCOLS[protocol]
+        yield from self.data(own.collections)
+        changes = {"external": list(own.external), "seed": 42}
+        changes |= {} if fold is None else {"folds": FOLDS, "fold": fold}
+        params = shared(own.collections) | {f"split.{key}": x for key, x in changes.items()}
+        name, links = split_name(protocol, fold, keep), packed(own.collections)
+        yield Run(name, (("stages/split.py",),), params, links, 4, thin=keep)
+
+    def masks(self, protocol: str) -> Iterator[Run]:
+        """Lung masks, the same for all folds: by a U-Net; on CT slices by thresholds."""
+        yield from self.split(protocol, None)
+        own = PROTOCOLS[protocol]
+        films = 0.9 * own.trained if own.collections == "xrays" else 0
+        cost = START + films + IMAGES[own.collections] / 30
+        links = packed(own.collections) | {"data/split.csv": split_name(protocol, None)}
+        stages = (("stages/segment_lungs.py",),)
+        yield Run(f"masks/{protocol}", stages, shared(own.collections), links, cost)
+
+    def features(self, protocol: str, view: str) -> Iterator[Run]:
+        """Frozen features, the same for all folds, and all protocols where no mask matters."""
+        own, name = PROTOCOLS[protocol], feature_name(protocol, view)
+        yield from self.split(protocol, 0)
+        links = packed(own.collections) | {"data/split.csv": split_name(protocol, 0)}
+        if view not in UNMASKED:
+            yield from self.masks(protocol)
+            links["data/masks"] = f"masks/{protocol}"
+        block = f"study.extract_features.{NET}"
+        changes = {"checkpoint": self.checkpoint, "image_size": FROZEN_SIDE, "batch_size": 64}
+        params = shared(own.collections) | {f"{block}.{key}": x for key, x in changes.items()}
+        params |= {f"{block}.view.{key}": x for key, x in VIEWS[view].items()}
+        cost = START + IMAGES[own.collections] / FROZEN
+        yield Run(name, (("stages/extract_features.py", NET),), params, links, cost)
+
+    # --- Systems -------------------------------------------------------------------------
+
+    def baselines(self, part: str, protocol: str) -> Iterator[Run]:
+        """Blind baselines and a linear model on pixels."""
+        for fold in range(FOLDS):
+            yield from self.split(protocol, fold)
+            own = PROTOCOLS[protocol]
+            links = packed(own.collections) | {"data/split.csv": split_name(protocol, fold)}
+            cost = 8 + own.trained / 100
+            stages, labels = (("stages/baselines.py",),), label(protocol, PIXELS, fold=fold)
+            yield made(part, labels, stages, shared(own.collections), links, cost)
+
+    def frozen(self, part: str, protocol: str, view: str) -> Iterator[Run]:
+        """Logistic regression on frozen features; on both collections also few shots."""
+        yield from self.features(protocol, view)
+        own, source = PROTOCOLS[protocol], feature_name(protocol, view)
+        stages = (("stages/probe_features.py", NET),)
+        stages += (("stages/few_shots.py", NET),) if protocol == "both" else ()
+        for fold in range(FOLDS):
+            yield from self.split(protocol, fold)
+            links = packed(own.collections) | {"data/split.csv": split_name(protocol, fold)}
+            links |= {"data/features": source}
+            labels, cost = label(protocol, FEATURES, view, fold=fold), 5 + own.trained / 100
+            cost += 12 * (protocol == "both")
+            yield made(part, labels, stages, shared(own.collections), links, cost)
+
+    def several(
+        self,
+        part: str,
+        protocol: str,
+        view: str = "everything",
+        variant: str = "",
+        change: dict | None = None,
+        folds: Iterable[int] = range(FOLDS),
+        seeds: Iterable[int] = (0,),
+    ) -> Iterator[Run]:
+        """Fine-tune in each fold with each seed; `change` are settings of the network."""
+        for seed in seeds:
+            for fold in folds:
+                yield from self.finetune(part, protocol, fold, seed, view, variant, change or {})
+
+    def finetune(
+        self,
+        part: str,
+        protocol: str,
+        fold: int,
+        seed: int,
+        view: str,
+        variant: str,
+        change: dict,
+        keep: int | None = None,
+    ) -> Iterator[Run]:
+        own = PROTOCOLS[protocol]
+        yield from self.split(protocol, fold, keep)
+        links = packed(own.collections) | {"data/split.csv": split_name(protocol, fold, keep)}
+        if view not in UNMASKED:
+            yield from self.masks(protocol)
+            links["data/masks"] = f"masks/{protocol}"
+        changes = {"checkpoint": self.checkpoint, "image_size": SIDE, "epochs": own.epochs}
+        changes |= {"warmup_steps": 10, "save_every": 50} | change
+        changes |= {f"view.{key}": x for key, x in VIEWS[view].items()}
+        block = f"study.finetune_cnn.{NET}"
+        params = shared(own.collections) | {f"{block}.{key}": x for key, x in changes.items()}
+        params["seed"] = FOLDS * seed + fold
+        labels = label(protocol, FINETUNED, view, variant, fold, seed)
+        labels |= {} if keep is None else {"keep": keep}
+        stages = (("stages/finetune_cnn.py", NET),)
+        yield made(part, labels, stages, params, links, training_cost(own, own.epochs))
+
+    def starved(self, keep: int) -> Iterator[Run]:
+        """Train with few tuberculosis images, by each way to balance the classes."""
+        for balance in BALANCES:
+            change = {"balance": balance}
+            yield from self.finetune("starved", "both", 0, 0, "everything", balance, change, keep)
+
+    def scratch(self) -> Iterator[Run]:
+        """Fine-tune from random weights: what pretraining is worth."""
+        random = {"weights": "random", "lr": 1.0e-3}
+        yield from self.several("scratch", "both", variant="random weights", change=random)
+        command = ("data/make_checkpoints.py", "--into", "checkpoints", "--side", str(SIDE))
+        yield Run("checkpoints", ((*command, "--patch", "16"),), {}, {}, START)
+        systems = {
+            "resnet": ("stages/finetune_cnn.py resnet50", "finetune_cnn.resnet50", "resnet50"),
+            "siglip": ("stages/finetune_siglip.py", "finetune_siglip", "siglip"),
+        }
+        own, changes = PROTOCOLS["both"], {"image_size": SIDE, "weights": "random", "epochs": 10}
+        changes |= {"lr": 3.0e-3, "warmup_steps": 30, "save_every": 50}
+        for system, (command, block, name) in systems.items():
+            changes["checkpoint"] = f"checkpoints/{name}"
+            params = shared("both") | {f"study.{block}.{key}": x for key, x in changes.items()}
+            for fold in range(FOLDS):
+                links = packed("both") | {"data/split.csv": split_name("both", fold)}
+                links |= {"checkpoints": "checkpoints"}
+                labels, own_params = label("both", system, fold=fold), params | {"seed": fold}
+                stages, cost = (tuple(command.split()),), training_cost(own, 10, *SMALL)
+                yield made("scratch", labels, stages, own_params, links, cost)
+
+
+def made(
+    part: str, labels: dict, stages: tuple, params: dict, links: dict[str, str], cost: float
+) -> Run:
+    """Return a run whose folder and labels tell what it is."""
+    words = [str(value).replace(": ", "-").replace(" ", "-") for value in labels.values()]
+    name = "/".join(["runs", *filter(None, words)])
+    return Run(name, stages, params, links, cost, part, {"part": part, **labels})
+
+
+def label(
+    protocol: str,
+    system: str,
+    view: str = "everything",
+    variant: str = "",
+    fold: int = 0,
+    seed: int = 0,
+) -> dict:
+    """Return what the report knows a run by."""
+    labels = {"protocol": protocol, "system": system, "view": view, "variant": variant}
+    return labels | {"fold": fold, "seed": seed}
+
+
+def shared(collections: str) -> dict:
+    """Return the parameters of all runs on some collections."""
+    return {
+        "profile": "study",
+        "collections": NAMES[collections],
+        "study.expected_counts": None,
+        "study.image_sizes": [SIDE, FROZEN_SIDE],
+    }
+
+
+def packed(collections: str) -> dict[str, str]:
+    """Return the links to manifest and packed images."""
+    source = f"data/{collections}"
+    return {"data/manifest.csv": source, "data/images": source}
+
+
+def split_name(protocol: str, fold: int | None, keep: int | None = None) -> str:
+    name = "whole" if fold is None else fold
+    return f"split/{protocol}/{name}" + ("" if keep is None else f"-{keep}")
+
+
+def feature_name(protocol: str, view: str) -> str:
+    """Return where features are: views without a mask are the same in all protocols."""
+    place = PROTOCOLS[protocol].collections if view in UNMASKED else protocol
+    return f"features/{place}/{view}"
+
+
+def training_cost(
+    protocol: Protocol, epochs: int, trained: float = TRAINED, answered: float = SEEN
+) -> float:
+    """Return the expected seconds of a training: its steps, validation, and the answers."""
+    seen = protocol.trained + protocol.fold * epochs  # batch norms, validation
+    seen += 2 * (2 * protocol.fold + protocol.held_out) + protocol.fold  # answers, features
+    return START + protocol.trained * epochs / trained + seen / answered
