@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from transformers import (
+    EfficientNetConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    ResNetConfig,
     SiglipConfig,
-    SiglipForImageClassification,
-    SiglipModel,
 )
 
-from chest.core.labels import LABELS
 from chest.models.common.checkpoints import Source
-from chest.models.common.pixels import Normalization
-from chest.models.qwen import QwenModel
+from chest.models.common.device import frozen_type
+from chest.models.common.pixels import Normalization, write_preprocessor
+from chest.models.vlm.families import FAMILIES
+from chest.models.vlm.model import Vlm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 from make_checkpoints import CHAT_TEMPLATE, train_bpe
@@ -107,24 +108,41 @@ QWENS = {
 }
 
 
-def make_classifier(size: str) -> SiglipForImageClassification:
-    """The vision tower with a 3-class head, on the CPU, float32."""
-    vision = TOWERS[size] | {"image_size": SIDE, "patch_size": 16, "vision_use_head": False}
-    return SiglipForImageClassification(SiglipConfig(vision_config=vision, num_labels=len(LABELS)))
+def write_encoder(folder: Path, family: str, size: str) -> None:
+    """Write the configuration of an encoder, from which `load_classifier` makes random weights."""
+    folder.mkdir(parents=True)
+    ENCODERS[family](size).save_pretrained(folder)
+    write_preprocessor(folder, HALF, SIDE)
 
 
-def make_siglip(size: str) -> SiglipModel:
-    """Both towers, on the CPU, float32."""
+def siglip(size: str) -> SiglipConfig:
     vision = TOWERS[size] | {"image_size": SIDE, "patch_size": 16}
-    return SiglipModel(SiglipConfig(vision_config=vision, text_config=TOWERS[size])).eval()
+    text = TOWERS[size] | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    return SiglipConfig(vision_config=vision, text_config=text)
 
 
-def make_reader(size: str, accelerator: Accelerator) -> QwenModel:
-    """Qwen2.5-VL with the phantoms' tokenizer, on the device, as `load_qwen` would load it.
+def resnet50(size: str) -> ResNetConfig:
+    small = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]}
+    return ResNetConfig(**({} if size == "full" else small))
 
-    In bf16 where matrix products are, else float32.
-    """
-    tokenizer = train_bpe()
+
+def efficientnet_b0(size: str) -> EfficientNetConfig:
+    width = 1.0 if size == "full" else 0.25
+    return EfficientNetConfig(
+        width_coefficient=width,
+        depth_coefficient=1.0,
+        image_size=SIDE,
+        hidden_dim=int(1280 * width),
+        dropout_rate=0.2,
+    )
+
+
+ENCODERS = {"siglip": siglip, "resnet50": resnet50, "efficientnet_b0": efficientnet_b0}
+
+
+def make_reader(size: str, accelerator: Accelerator) -> Vlm:
+    """Qwen2.5-VL with the phantoms' tokenizer, on the device, as `load_vlm` would load it."""
+    tokenizer = train_bpe(eos_token="<|im_end|>", pad_token="<|endoftext|>")
     token = tokenizer.convert_tokens_to_ids
     text, vision = QWENS[size]["text"], QWENS[size]["vision"]
     head = text["hidden_size"] // text["num_attention_heads"]
@@ -144,7 +162,11 @@ def make_reader(size: str, accelerator: Accelerator) -> QwenModel:
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
     )
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     with torch.device(accelerator.device):
-        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype).eval()
-    return QwenModel(Source("random", "main", None), model, tokenizer, CHAT_TEMPLATE, HALF, SIDE)
+        model = Qwen2_5_VLForConditionalGeneration._from_config(
+            config, dtype=frozen_type(accelerator)
+        ).eval()
+    return Vlm(
+        *(Source("random", "main", None), FAMILIES["qwen2_5_vl"], model, tokenizer),
+        *(CHAT_TEMPLATE, HALF, SIDE, "bicubic"),
+    )

@@ -6,8 +6,8 @@ their full size, else smaller ones of the same architectures; their weights are 
 Writes  benchmarks/results/<machine>.json   every time that was taken, with commit and versions
         benchmarks/results/<machine>.md     the table of it
 
-    python benchmarks/run.py                     (or: make bench; about 12 minutes on two CPU cores)
-    python benchmarks/run.py --only training
+    python benchmarks/run.py                                     (or: make bench)
+    python benchmarks/run.py --only systems training zeroshot    (or: make gpu)
 """
 
 import re
@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from files import measure_packing, measure_volumes
-from measure import Row, circumstances, device
-from training import measure_training
+from measure import Row, circumstances, commit, device
+from training import measure_systems, measure_training
 from zeroshot import measure_zeroshot
 
+from chest.core.errors import ChestError
 from chest.core.files import write_json, write_text
 from chest.core.runtime import parser, run
 from chest.core.tables import markdown
@@ -32,34 +33,46 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 MODELS = {"training": measure_training, "zeroshot": measure_zeroshot}
 FILES = {"volumes": measure_volumes, "packing": measure_packing}
+PARTS = (*FILES, *MODELS, "systems")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(arguments)
     models = "tiny" if options.tiny else "full" if torch.cuda.is_available() else "small"
+    taken = options.commit or commit(ROOT)
+    if taken.endswith("-dirty") and options.into == RESULTS:
+        raise ChestError(
+            "the working tree has changes: commit them, or write --into another folder"
+        )
     rows: list[Row] = []
-    for part in options.only or [*FILES, *MODELS]:
+    systems: list[dict] = []
+    for part in options.only or PARTS:
         print(f"{part} ...", file=sys.stderr, flush=True)
-        if part in FILES:
+        if part == "systems":
+            systems = measure_systems(models)
+        elif part in FILES:
             rows += FILES[part]("tiny" if options.tiny else "full")
         else:
             rows += MODELS[part](models)
     name = options.name or re.sub(r"\W+", "-", device()).strip("-").lower()
     content = {
         **circumstances(ROOT),
+        "commit": taken,
         "when": datetime.now(UTC).strftime("%Y-%m-%d"),
         "seed": 0,
         "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
+        "systems": systems,
     }
     write_json(options.into / f"{name}.json", content)
-    table = tabulate(rows)
+    table = "\n\n".join([tabulate(rows)] * bool(rows) + [tabulate_systems(systems)] * bool(systems))
     write_text(options.into / f"{name}.md", f"{describe(content)}\n\n{table}\n")
     print(table)
 
 
 def read_options(arguments: Sequence[str] | None):
     options = parser(__doc__)
-    options.add_argument("--only", nargs="+", choices=[*FILES, *MODELS], help="these parts alone")
+    options.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
+    options.add_argument("--commit", help="that is measured, where Git does not say it")
     options.add_argument("--tiny", action="store_true", help="a few images: does it run at all?")
     options.add_argument("--name", help="of the results (default: the device's)")
     options.add_argument("--into", type=Path, default=RESULTS, metavar="FOLDER")
@@ -89,6 +102,22 @@ def tabulate(rows: list[Row]) -> str:
             row.opponent,
         ]
         for row in rows
+    ]
+    return markdown(head, lines)
+
+
+def tabulate_systems(systems: list[dict]) -> str:
+    """Each system's training as a line of a table."""
+    head = ["trained for an epoch", "rate", "memory", "runs", "largest difference of a weight"]
+    lines = [
+        [
+            system["name"],
+            rate(system["seconds"], "images"),
+            system["memory"],
+            str(len(system["seconds"])),
+            f"{system['largest_difference_of_a_weight']:.1g}",
+        ]
+        for system in systems
     ]
     return markdown(head, lines)
 

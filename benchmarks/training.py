@@ -1,46 +1,53 @@
-"""Training: our loop against the Hugging Face Trainer, and against the model's steps alone."""
+"""Training: our loop against the Hugging Face Trainer, and each system at its full size."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from architectures import HALF, SIDE, make_classifier
-from measure import Row, peak_memory, seconds, time_in_turn
+from architectures import SIDE, write_encoder
+from measure import Row, peak_memory, seconds
 from PIL import Image
-from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from chest.core.labels import LABELS
 from chest.core.parallel import workers
+from chest.core.params import load_params
 from chest.data.dataset import Dataset
+from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import start
-from chest.models.common.image_store import place_images
-from chest.models.common.pixels import to_pixels
+from chest.models.encoders import load_classifier
 from chest.training import loop
-from chest.training.settings import Augment, TrainingSettings
+from chest.training.classification import TrainingSettings
+from chest.training.finetuning import make_task
+
+PARAMS = load_params(Path(__file__).resolve().parents[1] / "params.yaml")
+SYSTEMS = {
+    "siglip": "study.finetune_siglip",
+    "resnet50": "study.finetune_cnn.resnet50",
+    "efficientnet_b0": "study.finetune_cnn.efficientnet_b0",
+}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many images train and validate, for how many epochs; the side of the picture files."""
+    """How many images train and validate, in one epoch; the side of the picture files."""
 
     train: int
     val: int
-    epochs: int
     side: int
     batch: int
     repeats: int
 
 
 SIZES = {
-    "full": Sizes(13_040, 1_630, 10, 512, 32, 1),
-    "small": Sizes(320, 32, 1, 512, 32, 3),
-    "tiny": Sizes(24, 6, 1, 64, 4, 1),
+    "full": Sizes(2_560, 256, 512, 32, 5),
+    "small": Sizes(320, 32, 512, 32, 5),
+    "tiny": Sizes(12, 6, 64, 4, 1),
 }
 
 
@@ -62,6 +69,7 @@ def make_data(sizes: Sizes) -> Dataset:
             "image_id": range(n),
             "label": np.resize(LABELS, n),
             "modality": np.resize(["ct", "ct", "xray"], n),
+            "site": "x",
             "split": ["train"] * sizes.train + ["val"] * sizes.val,
         }
     )
@@ -69,91 +77,65 @@ def make_data(sizes: Sizes) -> Dataset:
     return Dataset(table, images)
 
 
-def make_task(size: str, data: Dataset) -> loop.Task:
-    """Return a training as the study's, but for the sizes."""
-    sizes, accelerator = SIZES[size], start(0)
-    settings = TrainingSettings(
-        checkpoint="random",
-        revision="main",
-        image_size=SIDE,
-        lr=2e-5,
-        warmup_steps=0,
-        batch_size=sizes.batch,
-        epochs=sizes.epochs,
-        weight_decay=0.01,
-        balance="class_modality",
-        augment=Augment(rotate=10.0, shift=0.05, scale=0.1, contrast=0.2),
-        select_by="within",
-        calibrate="none",
-        compile="none",
-        save_every=10**9,
-    )
-    model = make_classifier(size).to(accelerator.device)
-    images = place_images(data.images, accelerator.device)
-    return loop.Task("study.finetune_siglip", settings, accelerator, model, data, images, HALF)
+def prepare_ours(size: str, data: Dataset, family: str, folder: Path) -> loop.Task:
+    """Return a system's training as its stage makes it, with the study's settings, of one epoch."""
+    settings = PARAMS.section(SYSTEMS[family], TrainingSettings)
+    changes = {"weights": "random", "warmup_steps": 0, "epochs": 1, "save_every": 10**9}
+    changes |= {"checkpoint": str(folder), "batch_size": SIZES[size].batch}
+    accelerator, source = start(0), find_checkpoint(str(folder), "main")
+    accepted = np.ones(len(data.table), bool)
+    chosen = settings.model_copy(update=changes)
+    return make_task(SYSTEMS[family], chosen, accelerator, source, data, None, accepted)
+
+
+def train_ours(task: loop.Task) -> None:
+    loop.train(task, 0, NoStates(), lambda row: None)
 
 
 def measure_training(size: str) -> list[Row]:
-    """Time whole trainings, validation included, and the share of data handling."""
-    sizes = SIZES[size]
-    data = make_data(sizes)
-    images = sizes.train * sizes.epochs
-    with tempfile.TemporaryDirectory() as folder:
-        paths = write_pictures(data, sizes, Path(folder))
-        memory = peak_memory(lambda: train_ours(size, data))  # warms up, too
-        times = time_in_turn(
-            lambda: train_ours(size, data),
-            lambda: train_theirs(size, data, paths),
-            sizes.repeats,
-            images,
-        )
-    name = f"Training, SigLIP {size}, batch {sizes.batch}, {sizes.epochs} epochs"
-    opponent = "Hugging Face Trainer, DataLoader on PNG files"
-    return [
-        share_of_data(size, data),
-        Row(name, opponent, images, "images", *times, memory),
-    ]
+    """Time trainings of SigLIP with their validation, without loading, against the Trainer's."""
+    sizes, data = SIZES[size], make_data(SIZES[size])
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "siglip")
+        write_encoder(folder, "siglip", size)
+        paths = write_pictures(data, sizes, Path(place))
+        task = prepare_ours(size, data, "siglip", folder)
+        memory = peak_memory(partial(train_ours, task))  # warms up, too
+        for _ in range(sizes.repeats):
+            task = prepare_ours(size, data, "siglip", folder)
+            ours.append(seconds(partial(train_ours, task)) / sizes.train)
+            trainer = prepare_theirs(size, data, folder, paths, place)
+            theirs.append(seconds(trainer.train) / sizes.train)
+    name = f"Training, SigLIP {size}, batch {sizes.batch}"
+    opponent = f"Hugging Face Trainer, {workers()} processes read PNG files of {sizes.side} px"
+    return [Row(name, opponent, sizes.train, "images", ours, theirs, memory)]
 
 
-def train_ours(size: str, data: Dataset) -> None:
-    loop.train(make_task(size, data), 0, NoStates(), lambda row: None)
+def measure_systems(size: str) -> list[dict]:
+    """Train each system at its size: rate, peak memory, and whether runs end in the same bits.
 
-
-def epoch_of(task: loop.Task) -> tuple[Callable[[], None], torch.nn.Module, object]:
-    """Return a function that trains an epoch, and the model and optimizer that it uses."""
-    state = loop.begin(task, NoStates())
-    parallel, optimizer = task.accelerator.prepare(task.model, state.optimizer)
-
-    def epoch() -> None:
-        state.step = 0
-        for _ in loop.train_epoch(task, state, parallel, optimizer, np.random.default_rng(0)):
-            pass
-
-    return epoch, parallel, optimizer
-
-
-def share_of_data(size: str, data: Dataset) -> Row:
-    """Time an epoch of ours against as many steps of the same model on one resident batch."""
-    sizes, task = SIZES[size], make_task(size, data)
-    epoch, parallel, optimizer = epoch_of(task)
-    rows = np.arange(sizes.batch)
-    pixels = to_pixels(task.images.take(rows), HALF)
-    targets = torch.from_numpy(data.targets()[rows]).to(pixels.device)
-
-    def bare() -> None:
-        parallel.train()
-        for _ in range(task.steps):
-            with task.accelerator.autocast():
-                loss = cross_entropy(parallel(pixel_values=pixels).logits.float(), targets)
-            task.accelerator.backward(loss)
-            task.accelerator.clip_grad_norm_(parallel.parameters(), loop.MAX_GRADIENT_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-
-    seconds(bare)  # the first steps choose kernels
-    times = time_in_turn(epoch, bare, max(3, sizes.repeats), task.steps)
-    name = f"Training step, SigLIP {size}, batch {sizes.batch}"
-    return Row(name, "the same model on one resident batch", task.steps, "steps", *times)
+    Returns for each its name, seconds an image of each run, memory, and the largest difference of a
+    weight between runs.
+    """
+    sizes, data, found = SIZES[size], make_data(SIZES[size]), []
+    for family in SYSTEMS:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place, family)
+            write_encoder(folder, family, size)
+            memory = peak_memory(
+                lambda f=family, p=folder: train_ours(prepare_ours(size, data, f, p))
+            )
+            times, ended = [], []
+            for _ in range(sizes.repeats):
+                task = prepare_ours(size, data, family, folder)
+                times.append(seconds(partial(train_ours, task)) / sizes.train)
+                weights = [x.detach().flatten() for x in task.model.parameters()]
+                ended.append(torch.cat(weights).cpu())
+        apart = max((ended[0] - other).abs().max().item() for other in ended)
+        line = {"name": f"{family} {size}", "seconds": times, "memory": memory}
+        found.append(line | {"largest_difference_of_a_weight": apart})
+    return found
 
 
 # --- The opponent ----------------------------------------------------------------------------
@@ -185,32 +167,33 @@ def write_pictures(data: Dataset, sizes: Sizes, folder: Path) -> list[Path]:
     return [files[i % len(files)] for i in range(len(data.table))]
 
 
-def train_theirs(size: str, data: Dataset, paths: list[Path]) -> None:
-    """Train the same model, batch, precision and schedule; a loader process per core."""
+def prepare_theirs(
+    size: str, data: Dataset, checkpoint: Path, paths: list[Path], folder: str
+) -> Trainer:
+    """Return a training of the same model, batch, precision and schedule; a loader per core."""
     sizes, targets, cuda = SIZES[size], data.targets(), torch.cuda.is_available()
     train, val = (
         Pictures([paths[i] for i in data.rows(split)], targets[data.rows(split)])
         for split in ("train", "val")
     )
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=sizes.batch,
-            per_device_eval_batch_size=2 * sizes.batch,
-            num_train_epochs=sizes.epochs,
-            learning_rate=2e-5,
-            weight_decay=0.01,
-            lr_scheduler_type="cosine",
-            bf16=cuda,
-            use_cpu=not cuda,
-            eval_strategy="epoch",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_num_workers=workers(),
-        )
-        model = make_classifier(size)
-        trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=val)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    arguments = TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=sizes.batch,
+        per_device_eval_batch_size=2 * sizes.batch,
+        num_train_epochs=1,
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        bf16=cuda,
+        use_cpu=not cuda,
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_num_workers=workers(),
+    )
+    model = load_classifier(find_checkpoint(str(checkpoint), "main"), SIDE, random=True)
+    trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=val)
+    trainer.remove_callback(PrinterCallback)
+    return trainer

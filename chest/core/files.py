@@ -18,7 +18,8 @@ REMEDY = "run `dvc repro` to make it again"
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; move it to `path` on success.
 
-    If the block raises, what was written is removed and `path` stays as it was.
+    If the block raises, what was written is removed and `path` stays as it was. Files get the mode
+    of the umask, whatever wrote them: safetensors makes its own private.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,11 +27,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     remove(partial)  # left by a run that was killed
     try:
         yield partial
+        _open_up(partial)
         if partial.is_dir():  # a folder does not replace another one in a single step
             remove(path)
         os.replace(partial, path)
     finally:
         remove(partial)
+
+
+def _open_up(path: Path) -> None:
+    """Give a file, or all files of a folder, the mode that `open` gives."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def remove(path: Path) -> None:

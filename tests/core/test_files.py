@@ -1,5 +1,7 @@
 """Outputs appear whole or not at all; tables arrive as they were written."""
 
+import os
+
 import pandas as pd
 import pytest
 
@@ -67,3 +69,14 @@ def test_json_holds_no_nan(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert not (tmp_path / "a.json").exists()
+
+
+def test_files_get_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with replacing(tmp_path / "folder") as partial:
+            partial.mkdir()
+            (partial / "weights").touch(mode=0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder/weights").stat().st_mode & 0o777 == 0o644
