@@ -59,7 +59,7 @@ class RealError(ChestError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(arguments)
-    runs = plan(options.checkpoint)
+    runs = plan(options.checkpoint, options.more)
     chosen = needed(runs, options.only)
     if options.plan:
         print(budget(chosen, options.jobs))
@@ -80,6 +80,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", default="google/efficientnet-b0", help="default: %(default)s")
     add("--into", type=Path, default=Path("data/real"), help="default: %(default)s")
     add("--only", metavar="PART", help="one part of the plan, with what it needs")
+    add("--more", action="store_true", help="also what three hours on a CPU do not hold")
     add("--jobs", type=int, default=workers(), help="runs at a time (default: one per core)")
     add("--plan", action="store_true", help="only show the plan")
     add("--report", action="store_true", help="only report what is there")

@@ -86,6 +86,16 @@ JOINT = {
     "balance: class": {"balance": "class"},
     "adversary: modality": {"adversary": "modality"},
 }
+MORE_JOINT = {
+    "no augmentation": {"augment": None},
+    "balance: logit_adjusted": {"balance": "logit_adjusted"},
+    "batch norms of the checkpoint": {"batch_norm": "pretrained"},
+}
+FILMS_ONLY = {
+    "no augmentation": {"augment": None},
+    "batch norms of the checkpoint": {"batch_norm": "pretrained"},
+    "random weights": {"weights": "random", "lr": 1.0e-3},
+}
 STARVED = (22, 4, 1)  # tuberculosis images left to training: 2.4 %, 0.5 % and 0.1 %
 BALANCES = ("none", "class", "class_modality", "logit_adjusted")
 
@@ -111,10 +121,11 @@ class Run:
     thin: int | None = None
 
 
-def plan(checkpoint: str) -> list[Run]:
-    """Return all runs, each after those that it needs."""
+def plan(checkpoint: str, more: bool = False) -> list[Run]:
+    """Return all runs, each after those that it needs; with `more`, those of `Plan.more` too."""
     runs: dict[str, Run] = {}
-    for run in Plan(checkpoint).runs():
+    whole = Plan(checkpoint)
+    for run in [*whole.runs(), *(whole.more() if more else ())]:
         runs.setdefault(run.name, run)
     return list(runs.values())
 
@@ -159,6 +170,22 @@ class Plan:
         site = {"adversary": "site"}
         args = ("helps", "both", "everything", "adversary: site", site, range(2))
         yield from self.several(*args)
+
+    def more(self) -> Iterator[Run]:
+        """Yield what three hours on two cores do not hold: every view fine-tuned, more variants."""
+        for protocol, view in product(HOSPITALS, VIEWS):
+            yield from self.several("hospitals", protocol, view)
+        for view in VIEWS:
+            if not view.startswith("dilate"):
+                yield from self.several("ct", "ct", view)
+        for variant, change in (JOINT | MORE_JOINT).items():
+            yield from self.several("helps", "joint", "everything", variant, change)
+        for protocol, (variant, change) in product(HOSPITALS, FILMS_ONLY.items()):
+            yield from self.several("helps", protocol, "everything", variant, change)
+        for weight in (0.1, 0.3, 1.0):
+            change = {"adversary": "site", "adversary_weight": weight}
+            variant = "adversary: site" if weight == 0.3 else f"adversary: site, weight {weight}"
+            yield from self.several("helps", "both", "everything", variant, change)
 
     # --- What others need ----------------------------------------------------------------
 
