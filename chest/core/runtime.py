@@ -29,7 +29,8 @@ def run_stage(main: Callable[..., None], argument: str | None = None) -> None:
     if {"-h", "--help"} & {*arguments}:
         print(inspect.unwrap(main).__globals__["__doc__"].strip())
         return
-    if len(arguments) != (argument is not None):
+    options = any(text.startswith("-") for text in arguments)
+    if options or len(arguments) != (argument is not None):
         takes = f"one argument, {argument}" if argument else "no argument"
         given = " ".join(map(printable, arguments)) or "nothing given"
         print(f"ERROR: {given}: this stage takes {takes}; see params.yaml", file=sys.stderr)

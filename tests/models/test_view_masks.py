@@ -33,7 +33,7 @@ def _files(tmp_path, monkeypatch):
     np.save(MASKS / f"{SIDE}.npy", np.stack([square(n) for n in range(1, 7)]))
     np.save(published_path(SIDE), np.stack([square(10), square(11)]))
     index = pd.DataFrame(dict.fromkeys(MASK_COLUMNS, ""), index=range(6))
-    index = index.assign(image_id=TABLE["image_id"], accepted=["true"] * 5 + ["false"])
+    index = index.assign(image_id=TABLE["image_id"], accepted=["True"] * 5 + ["False"])
     index.to_csv(MASK_INDEX, index=False)
 
 

@@ -20,7 +20,7 @@ def read_view_masks(
     if not view.needs_masks:
         return None, used
     masks = np.array(read_masks(len(table), side))
-    accepted = (read_table(MASK_INDEX, MASK_COLUMNS)["accepted"] == "true").to_numpy(copy=True)
+    accepted = (read_table(MASK_INDEX, MASK_COLUMNS)["accepted"] == "True").to_numpy(copy=True)
     if view.masks == "true":
         rows, published = read_published_masks(table, side)
         masks[rows], accepted[rows] = published, True
