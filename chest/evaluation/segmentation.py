@@ -20,7 +20,7 @@ def read_mask_index(labelled: pd.DataFrame) -> pd.DataFrame:
     if list(table["image_id"]) != list(labelled["image_id"]):
         expected = f"the {len(labelled)} images of data/manifest.csv"
         raise InputError([Problem(MASK_INDEX, "other images", expected, REMEDY)])
-    accepted = (table["accepted"] == "true").to_numpy()
+    accepted = (table["accepted"] == "True").to_numpy()
     dice = pd.to_numeric(table["dice"], errors="coerce").to_numpy()
     return labelled.assign(accepted=accepted, dice=dice)
 

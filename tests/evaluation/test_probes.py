@@ -85,7 +85,7 @@ def test_the_stage_finds_what_the_border_tells(tmp_path, monkeypatch):
     masks = np.zeros((len(labelled), SIDE, SIDE), bool)
     masks[:, 12:40, 10:46] = rng.random((len(labelled), 28, 36)) > 0.3
     np.save(f"data/masks/{SIDE}.npy", np.packbits(masks, axis=-1))
-    index = labelled[["image_id"]].assign(method="x", area=0.3, parts=2, accepted="true", dice="")
+    index = labelled[["image_id"]].assign(method="x", area=0.3, parts=2, accepted="True", dice="")
     index.to_csv("data/masks/index.csv", index=False)
 
     run_stage("probe_regions")

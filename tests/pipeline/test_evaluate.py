@@ -129,7 +129,7 @@ def write_masks(table, rng):
     Path("data/masks").mkdir()
     np.save("data/masks/32.npy", rng.integers(0, 256, (len(table), 32, 4)).astype(np.uint8))
     refused = (table["label"] == "covid19") & (table.index % 2 == 0)
-    index = table[["image_id"]].assign(method="toy", area=0.3, parts=2, accepted="true")
+    index = table[["image_id"]].assign(method="toy", area=0.3, parts=2, accepted="True")
     index.loc[refused, "accepted"] = "false"
     index["dice"] = np.where(table["split"] == "train", "1", "0.9")
     index.loc[table["modality"] == "ct", "dice"] = ""
