@@ -39,7 +39,9 @@ PINS = pins("requirements.txt") | pins("requirements-dev.txt")
 def imported(*folders: str) -> set[str]:
     """Return the packages of others that the code in these folders imports."""
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    own = {"chest", "fakecuda", *folders, *(path.stem for path in paths)} | {*sys.stdlib_module_names}
+    own = {"chest", "fakecuda", *folders, *(path.stem for path in paths)} | {
+        *sys.stdlib_module_names
+    }
     modules = set()
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
