@@ -8,7 +8,11 @@ import pandas as pd
 from support import write_params
 
 from chest.data.dataset import MANIFEST_COLUMNS, Dataset
+from chest.models.common.checkpoints import find_checkpoint
+from chest.models.common.device import start
 from chest.training.classification import TrainingSettings
+from chest.training.finetuning import make_task
+from chest.training.loop import Task
 
 SYSTEM, ZEROSHOT = "finetune_siglip", "zeroshot_siglip"
 AUGMENT = {"rotate": 10.0, "shift": 0.05, "scale": 0.1, "contrast": 0.2}
@@ -49,6 +53,14 @@ def settings(checkpoint: Path, **changes) -> TrainingSettings:
     if "image_size" not in changes:
         where["image_size"] = side_of(checkpoint)
     return TrainingSettings(**where | SETTINGS | changes)
+
+
+def task_of(checkpoint: Path, data: Dataset | None = None, **changes) -> Task:
+    """Return the training of a classifier on `data` (default: drawn), with changed SETTINGS."""
+    chosen = settings(checkpoint, **changes)
+    data = data or draw(chosen.image_size)
+    source, accepted = find_checkpoint(str(checkpoint), "main"), np.ones(len(data.table), bool)
+    return make_task("phantom.x", chosen, start(5, "fp32"), source, data, None, accepted)
 
 
 def side_of(checkpoint: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from case import SYSTEM, draw, settings, write_case
+from case import SYSTEM, draw, settings, task_of, write_case
 from support import run_stage
 
 from chest.models.common.checkpoints import find_checkpoint
@@ -23,14 +23,6 @@ from chest.training.loop import train
 @pytest.fixture(autouse=True)
 def _in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def task_of(checkpoint, data=None, **changes):
-    chosen = settings(checkpoint, **changes)
-    data = data or draw(chosen.image_size)
-    accepted = np.ones(len(data.table), bool)
-    source = find_checkpoint(str(checkpoint), "main")
-    return make_task("phantom.x", chosen, start(5, "fp32"), source, data, None, accepted)
 
 
 def statistics_of(model):

@@ -8,31 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from case import SETTINGS, STEPS, draw, settings, side_of
+from case import SETTINGS, STEPS, side_of, task_of
 from transformers import get_cosine_schedule_with_warmup
 
 from chest.core.errors import ParameterError
 from chest.data.dataset import Dataset
-from chest.models.common.checkpoints import find_checkpoint
-from chest.models.common.device import start
 from chest.training import loop
 from chest.training.checkpointing import States
 from chest.training.classification import Selection
-from chest.training.finetuning import make_task as make_classifier_task
 from chest.training.loop import check_schedule, learning_rate, make_optimizer, train
 
 
 @pytest.fixture(autouse=True)
 def _in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def make_task(checkpoint, data=None, **changes):
-    chosen = settings(checkpoint, **changes)
-    data = data or draw(chosen.image_size)
-    accelerator, source = start(5, "fp32"), find_checkpoint(str(checkpoint), "main")
-    accepted = np.ones(len(data.table), bool)
-    return make_classifier_task("phantom.x", chosen, accelerator, source, data, None, accepted)
 
 
 def learn(task):
@@ -46,7 +35,7 @@ def accuracy(task, split):
 
 
 def test_it_learns_and_the_curve_says_so(checkpoint):
-    task, logged = make_task(checkpoint, epochs=8), []
+    task, logged = task_of(checkpoint, epochs=8), []
     curve, _ = train(task, 5, States("x", {}), logged.append)
     assert list(curve) == [
         "epoch",
@@ -65,7 +54,7 @@ def test_it_learns_and_the_curve_says_so(checkpoint):
 
 
 def test_the_weights_of_the_best_epoch_remain(checkpoint):
-    task = make_task(checkpoint, lr=0.02, epochs=5, select_by="uar")  # a rate that jumps about
+    task = task_of(checkpoint, lr=0.02, epochs=5, select_by="uar")  # a rate that jumps about
     curve, best = learn(task)
     order = curve.round(6).sort_values(["val_uar", "val_loss"], ascending=[False, True])
     assert best == order["epoch"].iloc[0]
@@ -74,7 +63,7 @@ def test_the_weights_of_the_best_epoch_remain(checkpoint):
 
 
 def test_only_training_images_are_learned_from(checkpoint, monkeypatch):
-    task, learned = make_task(checkpoint), []
+    task, learned = task_of(checkpoint), []
     draw_share = loop.draw_share
 
     def spy(*arguments):
@@ -89,7 +78,7 @@ def test_only_training_images_are_learned_from(checkpoint, monkeypatch):
 
 
 def test_batches_differ_between_epochs_and_processes_share_them(checkpoint):
-    task = make_task(checkpoint)
+    task = task_of(checkpoint)
     first, again, second = (loop.draw_share(task, np.random.default_rng([5, e])) for e in (0, 0, 1))
     assert np.array_equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
@@ -109,7 +98,7 @@ def test_batches_differ_between_epochs_and_processes_share_them(checkpoint):
 def test_small_parts_of_a_batch_give_its_gradient(checkpoint):
     weights = []
     for micro_batch in (None, 4, 1):
-        task = make_task(checkpoint, micro_batch=micro_batch, epochs=1, warmup_steps=0)
+        task = task_of(checkpoint, micro_batch=micro_batch, epochs=1, warmup_steps=0)
         learn(task)
         weights.append(torch.cat([x.flatten() for x in task.model.parameters()]))
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
@@ -117,7 +106,7 @@ def test_small_parts_of_a_batch_give_its_gradient(checkpoint):
 
 
 def test_the_rate_is_the_cosine_of_transformers(checkpoint):
-    task = make_task(checkpoint)
+    task = task_of(checkpoint)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=task.settings.lr)
     schedule = get_cosine_schedule_with_warmup(optimizer, task.settings.warmup_steps, task.total)
     for step in range(task.total):
@@ -127,7 +116,7 @@ def test_the_rate_is_the_cosine_of_transformers(checkpoint):
 
 
 def test_biases_and_norms_do_not_decay(checkpoint):
-    task = make_task(checkpoint, weight_decay=0.3)
+    task = task_of(checkpoint, weight_decay=0.3)
     groups = make_optimizer(task.model, task.settings).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     names = dict(task.model.named_parameters())
@@ -146,7 +135,7 @@ def test_the_adjusted_loss_takes_the_class_shares_out_of_the_logits(checkpoint, 
     monkeypatch.setattr(Selection, "best_epoch", lambda _, curve: len(curve))
     odds = {}
     for balance in ("none", "logit_adjusted"):
-        task = make_task(checkpoint, Dataset(table, noise), balance=balance, epochs=12)
+        task = task_of(checkpoint, Dataset(table, noise), balance=balance, epochs=12)
         train(task, 5, States(balance, {}), lambda row: None)
         covid19, _, tuberculosis = task.objective.predict(np.arange(48)).mean(0)
         odds[balance] = tuberculosis - covid19
@@ -158,13 +147,13 @@ def test_the_adjusted_loss_takes_the_class_shares_out_of_the_logits(checkpoint, 
 
 
 def test_a_warm_up_longer_than_the_training(checkpoint):
-    check_schedule(make_task(checkpoint, warmup_steps=3 * STEPS))
+    check_schedule(task_of(checkpoint, warmup_steps=3 * STEPS))
     with pytest.raises(ParameterError, match=r"x\.warmup_steps: 19, but the training has 18 steps"):
-        learn(make_task(checkpoint, warmup_steps=19))
+        learn(task_of(checkpoint, warmup_steps=19))
 
 
 def test_a_batch_that_cannot_be_dealt_evenly(checkpoint):
-    task = replace(make_task(checkpoint), accelerator=SimpleNamespace(num_processes=4))
+    task = replace(task_of(checkpoint), accelerator=SimpleNamespace(num_processes=4))
     with pytest.raises(ParameterError, match="batch_size: 6 is not divisible by the 4 processes"):
         check_schedule(task)
 
@@ -175,7 +164,7 @@ def test_a_batch_too_large_for_the_memory(checkpoint, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", burst)
     with pytest.raises(ParameterError, match="micro_batch: 6 images at a time do not fit"):
-        learn(make_task(checkpoint))
+        learn(task_of(checkpoint))
 
 
 def test_another_runtime_error_is_a_bug_and_passes(checkpoint, monkeypatch):
@@ -184,7 +173,7 @@ def test_another_runtime_error_is_a_bug_and_passes(checkpoint, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", fail)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        learn(make_task(checkpoint))
+        learn(task_of(checkpoint))
 
 
 def test_a_loss_that_is_not_finite(checkpoint, monkeypatch):
@@ -192,4 +181,4 @@ def test_a_loss_that_is_not_finite(checkpoint, monkeypatch):
     monkeypatch.setattr(loop, "train_step", lambda *a: train_step(*a) * math.nan)
     rate = SETTINGS["lr"]
     with pytest.raises(ParameterError, match=f"lr: {rate}, but the loss of epoch 1 is not finite"):
-        learn(make_task(checkpoint))
+        learn(task_of(checkpoint))
