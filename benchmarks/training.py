@@ -20,10 +20,11 @@ from chest.core.params import load_params
 from chest.data.dataset import Dataset
 from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import start
+from chest.models.common.image_store import place_images
 from chest.models.encoders import load_classifier
 from chest.training import loop
 from chest.training.classification import TrainingSettings
-from chest.training.finetuning import make_task
+from chest.training.finetuning import Setup, load_classification, make_task
 
 PARAMS = load_params(Path(__file__).resolve().parents[1] / "params.yaml")
 SYSTEMS = {
@@ -83,9 +84,18 @@ def prepare_ours(size: str, data: Dataset, family: str, folder: Path) -> loop.Ta
     changes = {"weights": "random", "warmup_steps": 0, "epochs": 1, "save_every": 10**9}
     changes |= {"checkpoint": str(folder), "batch_size": SIZES[size].batch}
     accelerator, source = start(0), find_checkpoint(str(folder), "main")
-    accepted = np.ones(len(data.table), bool)
-    chosen = settings.model_copy(update=changes)
-    return make_task(SYSTEMS[family], chosen, accelerator, source, data, None, accepted)
+    setup = Setup(
+        system=family,
+        key=SYSTEMS[family],
+        params=PARAMS,
+        settings=settings.model_copy(update=changes),
+        accelerator=accelerator,
+        source=source,
+        data=data,
+        images=place_images(data.images, accelerator.device),
+        accepted=np.ones(len(data.table), bool),
+    )
+    return make_task(setup, *load_classification(setup))
 
 
 def train_ours(task: loop.Task) -> None:

@@ -12,20 +12,12 @@ Writes  data/predictions/zeroshot_qwen.csv    a row per image of validation, tes
 
 from chest.core.params import Params, load_params
 from chest.core.runtime import run_stage
-from chest.data.dataset import read_dataset
 from chest.evaluation.controls import write_answers
 from chest.evaluation.predictions import FOLDER, Record, read_record
-from chest.models.common.device import describe_run
-from chest.models.common.image_store import place_images
 from chest.models.predictor import Predictor
 from chest.models.vlm.asking import VlmSettings
-from chest.models.vlm.controls import ask_with_controls, describe_prior, parse_prior
-from chest.models.vlm.zeroshot import (
-    describe_asking,
-    load_asker,
-    open_answers,
-    zeroshot_predictor,
-)
+from chest.models.vlm.controls import parse_prior
+from chest.models.vlm.zeroshot import answer_dataset, zeroshot_predictor
 
 SYSTEM = "zeroshot_qwen"
 NAME = "Qwen2.5-VL, zero-shot"
@@ -34,22 +26,12 @@ NAME = "Qwen2.5-VL, zero-shot"
 def main() -> None:
     params = load_params()
     settings = params.system(SYSTEM, VlmSettings)
-    data = read_dataset("train", "val", "test", side=settings.image_size)
-    rows = data.rows(*settings.splits)
-
-    asker = load_asker(params, settings)
-    accelerator, vlm = asker.accelerator, asker.vlm
-    images = place_images(data.images, accelerator.device)
-    journal = open_answers(SYSTEM, asker)
-    replies = ask_with_controls(asker, images, data, rows, journal)
-
-    if accelerator.is_main_process:
-        run = describe_run(accelerator, vlm.source, vlm.model, None)
-        details = describe_asking(asker) | describe_prior(settings.correction, replies.prior)
-        record = Record(name=NAME, kind="zero-shot", n=len(rows), **run, details=details)
-        write_answers(SYSTEM, data.table.iloc[rows], replies.tabulate(), record)
-        journal.clear()
-    accelerator.end_training()
+    answered = answer_dataset(params, SYSTEM, settings)
+    if answered.accelerator.is_main_process:
+        record = Record(name=NAME, kind="zero-shot", n=len(answered.table), **answered.run)
+        write_answers(SYSTEM, answered.table, answered.replies.tabulate(), record)
+        answered.journal.clear()
+    answered.accelerator.end_training()
 
 
 def load_predictor(params: Params) -> Predictor:

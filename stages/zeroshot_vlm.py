@@ -14,41 +14,23 @@ Writes  data/predictions/zeroshot_<model>.csv    a row per image of validation, 
 
 from chest.core.params import Params, load_params
 from chest.core.runtime import run_stage
-from chest.data.dataset import read_dataset
 from chest.evaluation.controls import write_answers
 from chest.evaluation.predictions import FOLDER, Record, read_record
-from chest.models.common.device import describe_run
-from chest.models.common.image_store import place_images
 from chest.models.predictor import Predictor
 from chest.models.vlm.asking import NamedVlmSettings
-from chest.models.vlm.controls import ask_with_controls, describe_prior, parse_prior
-from chest.models.vlm.zeroshot import (
-    describe_asking,
-    load_asker,
-    open_answers,
-    zeroshot_predictor,
-)
+from chest.models.vlm.controls import parse_prior
+from chest.models.vlm.zeroshot import answer_dataset, zeroshot_predictor
 
 
 def main(model: str) -> None:
     params, system = load_params(), f"zeroshot_{model}"
     settings = params.system(f"zeroshot_vlm.{model}", NamedVlmSettings)
-    data = read_dataset("train", "val", "test", side=settings.image_size)
-    rows = data.rows(*settings.splits)
-
-    asker = load_asker(params, settings)
-    accelerator, vlm = asker.accelerator, asker.vlm
-    images = place_images(data.images, accelerator.device)
-    journal = open_answers(system, asker)
-    replies = ask_with_controls(asker, images, data, rows, journal)
-
-    if accelerator.is_main_process:
-        run = describe_run(accelerator, vlm.source, vlm.model, None)
-        details = describe_asking(asker) | describe_prior(settings.correction, replies.prior)
-        record = Record(name=settings.name, kind="zero-shot", n=len(rows), **run, details=details)
-        write_answers(system, data.table.iloc[rows], replies.tabulate(), record)
-        journal.clear()
-    accelerator.end_training()
+    answered = answer_dataset(params, system, settings)
+    if answered.accelerator.is_main_process:
+        record = Record(name=settings.name, kind="zero-shot", n=len(answered.table), **answered.run)
+        write_answers(system, answered.table, answered.replies.tabulate(), record)
+        answered.journal.clear()
+    answered.accelerator.end_training()
 
 
 def list_systems(params: Params) -> dict[str, str]:

@@ -319,7 +319,7 @@ def draw_few_shots(path: Path, curves: pd.DataFrame) -> None:
     note = "Band: standard deviation of the draws of patients. Dashed: chance. The last mark: all"
     note += " training patients, at the number of the smaller class."
     title = "UAR of frozen features by patients per class"
-    legend = 1.3 * LINE * len(encoders)
+    legend = 1.3 * LINE * len(encoders) * len(few_shots.METHODS)
     with _drawing(path, 4.2 + legend, title, note) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[3.6, legend])
         grid = upper.subplots(1, len(modalities), sharey=True, squeeze=False)[0]
@@ -328,12 +328,11 @@ def draw_few_shots(path: Path, curves: pd.DataFrame) -> None:
             disease = LABEL_NAMES[DISEASES[modality]]
             axes.set_title(f"{capitalize(WITHIN[modality])}:\n{disease} or normal")
         grid[0].yaxis.set_major_formatter(_percent_tick)
-        lower.legend(*grid[0].get_legend_handles_labels(), loc="center left", ncols=2)
+        lower.legend(*grid[0].get_legend_handles_labels(), loc="center left")
 
 
 def _learning_curves(axes: Axes, curves: pd.DataFrame, encoders: Sequence[str]) -> None:
-    lines = itertools.product(few_shots.METHODS, encoders)  # a column of the legend per method
-    for method, encoder in lines:
+    for method, encoder in itertools.product(few_shots.METHODS, encoders):
         own = curves[(curves["encoder"] == encoder) & (curves["method"] == method)]
         own = own.sort_values("per_class")
         colour = COLOURS[encoders.index(encoder) % len(COLOURS)]
@@ -347,7 +346,7 @@ def _learning_curves(axes: Axes, curves: pd.DataFrame, encoders: Sequence[str]) 
     largest = curves["per_class"].max()
     ticks = [n for n in (1, 4, 16, 64) if n < 0.7 * largest]
     axes.set_xscale("log", base=2)
-    axes.set_xticks([*ticks, largest], [*map(str, ticks), f"all\n{largest:,}"])
+    axes.set_xticks([*ticks, largest], [*map(str, ticks), f"all\n{largest:,.0f}"])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("Patients per class")
 
@@ -385,7 +384,7 @@ def _draw_intervals(
     note = "In per cent. Bar: 95 % interval over patients. Dashed: chance."
     note += "\nGrey line: the blind baseline that was best on validation." if baselines else ""
     note += "\nCircle: test split. Diamond: external sites." if external else "\nTest split."
-    labels = [_wrap(style.name, 21) for style in styles.values()]
+    labels = [_wrap(style.name, 30) for style in styles.values()]
     row = max(0.8 if external else 0.58, LINE * _lines(labels) + 0.1)
     height = row * len(styles) + LINE * (5 if external else 4) + 0.9
     with _drawing(path, height, title, note) as figure:

@@ -96,7 +96,7 @@ def _draw_scores(path: Path, runs: RealRuns) -> None:
     if found:
         answers = pd.concat([run.answers for run in found])
         bins = [score_bins(split, part_of(answers, split)) for split in EVALUATED]
-        name = "EfficientNet fine-tuned on films of Shenzhen; external: Montgomery"
+        name = f"EfficientNet fine-tuned on films of Shenzhen; external: {len(found)} x Montgomery"
         draw_scores(path, pd.concat(bins), {}, name)
 
 

@@ -1,14 +1,17 @@
 """What the training of a classifier of LABELS minimises, and how its epochs are compared."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import Field
+from scipy.special import softmax
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -16,15 +19,23 @@ from transformers import PreTrainedModel
 from chest.core.labels import LABELS, MODALITIES
 from chest.core.params import Text
 from chest.data.dataset import Dataset
-from chest.models.common.classification import Head, ImageRows, class_logits, classify_rows
+from chest.evaluation.predictions import Record, tabulate, write
+from chest.models.common.classification import (
+    Head,
+    ImageRows,
+    class_logits,
+    classify_rows,
+    head_of,
+    save_classifier,
+)
 from chest.models.common.device import float_type
 from chest.models.common.image_store import ImageStore
 from chest.models.common.pixels import Normalization, to_pixels
 from chest.models.common.views import View
 from chest.models.encoders import Encoder, Pooling, extract
-from chest.training.adversary import Domains, reversal
+from chest.training.adversary import Domains, probe_sites, reversal, score_discriminator
 from chest.training.augmentation import change
-from chest.training.calibration import negative_log_likelihood
+from chest.training.calibration import divide_logits, negative_log_likelihood
 from chest.training.loop import Batch
 from chest.training.sampling import logit_adjustment
 from chest.training.selection import best_epoch, validation_figures
@@ -55,16 +66,48 @@ class TrainingSettings(ClassifierSettings):
     adversary_ramp: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Selection(ABC):
-    """Validation and selection, the same for every classifier of LABELS."""
+    """Validation and selection, the same for every classifier of LABELS.
+
+    Subclasses add what is particular to a kind of model: its loss, answers and files.
+    """
 
     settings: ClassifierSettings
     data: Dataset
+    accelerator: Accelerator
+    images: ImageStore
+    normalization: Normalization
+
+    @property
+    @abstractmethod
+    def network(self) -> PreTrainedModel:
+        """The network that the record of the run describes."""
 
     @abstractmethod
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Return the logits of LABELS for `rows`, float64 (n, 3), in evaluation mode."""
+
+    @abstractmethod
+    def divide(self, temperature: float) -> None:
+        """Divide the logits by a temperature, so that the model is saved calibrated."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model to `folder`, which does not exist yet."""
+
+    def details(self, model: nn.Module, rows: np.ndarray) -> dict:
+        """Return what the record is to tell of the trained `model` and its answers to `rows`."""
+        return {}
+
+    def answer(self, system: str, rows: np.ndarray, seen: np.ndarray) -> Callable[[Record], None]:
+        """Answer `rows`; return a function that writes the answers with their record.
+
+        Images that were not `seen`, bool (n,), get no answer. Called in every process.
+        """
+        shares = softmax(self.predict(rows), axis=1)
+        answers = [x if given else None for x, given in zip(shares, seen, strict=True)]
+        return partial(write, system, tabulate(self.data.table.iloc[rows], answers))
 
     def validate(self) -> dict[str, float]:
         """Return val_loss and the `validation_figures`."""
@@ -78,21 +121,49 @@ class Selection(ABC):
         """Return the epoch with the best figure ``select_by``."""
         return best_epoch(curve, self.settings.select_by)
 
+    @cached_property
+    def targets(self) -> torch.Tensor:
+        """The class of each image as its position in LABELS, int64 (N,), on the device."""
+        return self.on_device(self.data.targets())
 
-@dataclass(frozen=True)
+    @cached_property
+    def modalities(self) -> torch.Tensor:
+        """The modality of each image as its position in MODALITIES, int64 (N,), on the device."""
+        return self.on_device(self.data.modalities())
+
+    def on_device(self, values: np.ndarray) -> torch.Tensor:
+        return torch.tensor(values, device=self.accelerator.device)
+
+
+@dataclass
 class Classification(Selection):
     """Cross-entropy of an image classifier, with the adversary's loss if there are ``domains``."""
 
     settings: TrainingSettings
-    accelerator: Accelerator
     classifier: PreTrainedModel
-    images: ImageStore
-    normalization: Normalization
     domains: Domains | None = None
+
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.classifier
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         data = ImageRows(self.images, rows, self.normalization, self.data.modalities())
         return classify_rows(self.accelerator, self.classifier, data, self.batch_size)
+
+    def divide(self, temperature: float) -> None:
+        divide_logits(head_of(self.classifier), temperature)
+
+    def save(self, folder: Path) -> None:
+        save_classifier(self.classifier, self.normalization, self.settings.image_size, folder)
+
+    def details(self, model: nn.Module, rows: np.ndarray) -> dict:
+        """Return how well the site is found in the features, and by the discriminator."""
+        features, table = self.features(rows), self.data.table.iloc[rows]
+        found = probe_sites(features, table)
+        if self.domains:
+            found |= score_discriminator(model, features, self.domains.of(rows), table)
+        return found
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         """Return the pooled features of `rows`, float64 (n, d)."""
@@ -133,14 +204,6 @@ class Classification(Selection):
         return cross_entropy(logits.masked_fill(~possible, -torch.inf), self.domain_codes[rows])
 
     @cached_property
-    def targets(self) -> torch.Tensor:
-        return self.on_device(self.data.targets())
-
-    @cached_property
-    def modalities(self) -> torch.Tensor:
-        return self.on_device(self.data.modalities())
-
-    @cached_property
     def domain_codes(self) -> torch.Tensor:
         return self.on_device(self.domains.codes)
 
@@ -159,6 +222,3 @@ class Classification(Selection):
         ]
         found = torch.stack([logit_adjustment(part, settings.balance) for part in parts])
         return found.to(self.accelerator.device, float_type(self.accelerator))
-
-    def on_device(self, values: np.ndarray) -> torch.Tensor:
-        return torch.tensor(values, device=self.accelerator.device)

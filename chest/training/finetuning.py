@@ -1,38 +1,38 @@
-"""A fine-tuning stage from the packed images to the predictions, for any family of encoders."""
+"""A fine-tuning stage from the packed images to the predictions, for any kind of classifier."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 from dvclive import Live
-from scipy.special import softmax
+from torch import nn
 
 from chest.core.files import replacing, write_table
 from chest.core.params import Params
 from chest.core.runtime import interrupt_note
 from chest.data.dataset import Dataset, read_dataset
-from chest.evaluation import predictions
-from chest.evaluation.predictions import Record, tabulate
+from chest.evaluation.predictions import CURVES, Record
 from chest.models.common.checkpoints import Source, find_checkpoint
-from chest.models.common.classification import ImageRows, head_of, save_classifier
+from chest.models.common.classification import ImageRows
 from chest.models.common.device import Precision, describe_run, float_type, start
 from chest.models.common.fingerprint import fingerprint
-from chest.models.common.image_store import place_images
+from chest.models.common.image_store import ImageStore, place_images
 from chest.models.common.pixels import load_normalization
 from chest.models.common.preprocessing import describe_preprocessing, write_preprocessing
 from chest.models.common.view_masks import read_view_masks
 from chest.models.encoders import load_classifier
-from chest.training.adversary import (
-    AdversarialNetwork,
-    find_domains,
-    probe_sites,
-    score_discriminator,
-)
+from chest.training.adversary import AdversarialNetwork, find_domains
 from chest.training.batch_norm import estimate_statistics
-from chest.training.calibration import divide_logits, fit_temperature
+from chest.training.calibration import fit_temperature
 from chest.training.checkpointing import States
-from chest.training.classification import Classification, Selection, TrainingSettings
+from chest.training.classification import (
+    Classification,
+    ClassifierSettings,
+    Selection,
+    TrainingSettings,
+)
 from chest.training.loop import Task, train
 from chest.training.sampling import sampling_weights
 
@@ -40,98 +40,133 @@ MODELS = Path("models")
 ANSWERED = ("val", "test", "external")
 
 
-def finetune(system: str, block: str, name: str, params: Params) -> None:
-    """Train and calibrate a classifier, and predict validation, test and external images.
+@dataclass(frozen=True)
+class Setup:
+    """What a fine-tuning stage starts from.
 
-    The settings are the `block` of the profile in params.yaml; `system` names the files, `name` is
-    what tables and charts show. Writes the model, the training curve and the predictions.
+    ``system`` names the files that it writes, ``key`` the settings in error messages. ``accepted``:
+    the images that may be trained on and answered, bool (N,).
     """
-    settings = params.system(block, TrainingSettings)
+
+    system: str
+    key: str
+    params: Params
+    settings: ClassifierSettings
+    accelerator: Accelerator
+    source: Source
+    data: Dataset
+    images: ImageStore
+    accepted: np.ndarray
+
+
+def set_up(system: str, block: str, params: Params, kind: type[ClassifierSettings]) -> Setup:
+    """Read the `block` of the profile as `kind` and what it names: data, checkpoint, view.
+
+    `system` names the files that the stage writes.
+    """
+    settings = params.system(block, kind)
     data = read_dataset("train", "val", "test", side=settings.image_size)
     accelerator = start(params.seed, params.system("precision", Precision))
     source = find_checkpoint(settings.checkpoint, settings.revision)
     masks, accepted = read_view_masks(data.table, settings.image_size, settings.view, params.seed)
-    task = make_task(
-        f"{params.profile}.{block}", settings, accelerator, source, data, masks, accepted
-    )
-    objective: Classification = task.objective
-    parameters = {"seed": params.seed, **settings.model_dump(exclude={"save_every"})}
-    states = States(system, fingerprint(accelerator, source, settings.image_size, parameters))
+    images = place_images(data.images, accelerator.device, masks, settings.view)
+    key = f"{params.profile}.{block}"
+    return Setup(system, key, params, settings, accelerator, source, data, images, accepted)
 
-    curve, best_epoch = train(task, params.seed, states, live_log(accelerator))
+
+def train_and_answer(
+    setup: Setup, name: str, model: nn.Module, objective: Selection, more: dict | None = None
+) -> None:
+    """Train and calibrate `model`, and answer validation, test and external images.
+
+    `name` is what tables and charts show; `more` holds what the result depends on besides the
+    settings. Writes the model, the training curve and the answers.
+    """
+    params, settings, data = setup.params, setup.settings, setup.data
+    task = make_task(setup, model, objective)
+    # The first does not change the result, the second only its rounding.
+    parameters = settings.model_dump(exclude={"save_every", "micro_batch"})
+    parameters |= {"seed": params.seed, **(more or {})}
+    origin = fingerprint(setup.accelerator, setup.source, settings.image_size, parameters)
+    states = States(setup.system, origin)
+
+    curve, best_epoch = train(task, params.seed, states, live_log(setup.accelerator))
     with interrupt_note("The training is saved: the next run resumes with the calibration."):
+        model.eval()
         temperature = calibrate(objective)
         rows = data.rows(*ANSWERED)
-        shares = softmax(objective.predict(rows), axis=1)
-        answers = [x if seen else None for x, seen in zip(shares, accepted[rows], strict=True)]
+        write_answers = objective.answer(setup.system, rows, setup.accepted[rows])
         details = {
             "trained_on": len(task.rows),
             "best_epoch": best_epoch,
             "select_by": settings.select_by,
             "temperature": round(temperature, 4),
-            **describe_domains(task, rows),
+            **objective.details(model, rows),
             **describe_preprocessing(
                 params, settings.image_size, objective.normalization, settings.view
             ),
         }
-        if accelerator.is_main_process:
-            run = describe_run(accelerator, source, objective.classifier, params.seed)
-            record = Record(name=name, kind="trained", n=len(rows), **run, details=details)
-            with replacing(MODELS / system) as folder:
-                save_classifier(
-                    objective.classifier, objective.normalization, settings.image_size, folder
-                )
+        if setup.accelerator.is_main_process:
+            run = describe_run(setup.accelerator, setup.source, objective.network, params.seed)
+            with replacing(MODELS / setup.system) as folder:
+                objective.save(folder)
                 write_preprocessing(folder, params, settings.view)
-            write_table(predictions.CURVES / f"{system}.csv", curve, float_format="%.6g")
-            predictions.write(system, tabulate(data.table.iloc[rows], answers), record)
+            write_table(CURVES / f"{setup.system}.csv", curve, float_format="%.6g")
+            write_answers(Record(name=name, kind="trained", n=len(rows), **run, details=details))
             states.clear()
-    accelerator.end_training()
+    setup.accelerator.end_training()
 
 
-def make_task(
-    key: str,
-    settings: TrainingSettings,
-    accelerator: Accelerator,
-    source: Source,
-    data: Dataset,
-    masks: np.ndarray | None,
-    accepted: np.ndarray,
-) -> Task:
-    """Load the classifier of `source` and return its training on the `accepted` images, bool (N,).
+def finetune(system: str, block: str, name: str, params: Params) -> None:
+    """Train an image classifier; see `set_up` and `train_and_answer`."""
+    setup = set_up(system, block, params, TrainingSettings)
+    model, objective = load_classification(setup)
+    train_and_answer(setup, name, model, objective)
 
-    `masks` are the packed lung masks that the view needs, if any.
-    """
-    images = place_images(data.images, accelerator.device, masks, settings.view)
-    normalization = load_normalization(source)
+
+def load_classification(setup: Setup) -> tuple[nn.Module, Classification]:
+    """Load the classifier that the settings name; returns what is trained, and its objective."""
+    settings, accelerator = setup.settings, setup.accelerator
+    normalization = load_normalization(setup.source)
     classifier = load_classifier(
-        source,
+        setup.source,
         settings.image_size,
         float_type(accelerator),
         settings.pooling,
         settings.head,
         random=settings.weights == "random",
     ).to(accelerator.device)
-    rows = data.rows("train")
-    rows = rows[accepted[rows]]
     if settings.batch_norm == "estimated":
-        estimate_statistics(classifier, ImageRows(images, rows, normalization))
+        estimate_statistics(
+            classifier, ImageRows(setup.images, training_rows(setup), normalization)
+        )
     model, domains = classifier, None
     if settings.adversary != "none":
-        domains = find_domains(data.table, settings.adversary)
-        model = AdversarialNetwork(
-            classifier, len(domains.names), settings.adversary_lr / settings.lr
-        )
+        domains = find_domains(setup.data.table, settings.adversary)
+        scale = settings.adversary_lr / settings.lr
+        model = AdversarialNetwork(classifier, len(domains.names), scale)
+    shared = (settings, setup.data, accelerator, setup.images, normalization)
+    return model, Classification(*shared, classifier, domains)
+
+
+def training_rows(setup: Setup) -> np.ndarray:
+    """Return the accepted training images, int64 (n,)."""
+    rows = setup.data.rows("train")
+    return rows[setup.accepted[rows]]
+
+
+def make_task(setup: Setup, model: nn.Module, objective: Selection) -> Task:
+    """Return the training of `model` on the accepted images."""
+    rows = training_rows(setup)
     return Task(
-        key=key,
-        settings=settings,
-        accelerator=accelerator,
+        key=setup.key,
+        settings=setup.settings,
+        accelerator=setup.accelerator,
         model=model,
-        images=images,
+        images=setup.images,
         rows=rows,
-        weights=sampling_weights(data.table.iloc[rows], settings.balance),
-        objective=Classification(
-            settings, data, accelerator, classifier, images, normalization, domains
-        ),
+        weights=sampling_weights(setup.data.table.iloc[rows], setup.settings.balance),
+        objective=objective,
     )
 
 
@@ -141,19 +176,8 @@ def calibrate(objective: Selection) -> float:
         return 1.0
     rows = objective.data.rows("val")
     temperature = fit_temperature(objective.predict(rows), objective.data.targets()[rows])
-    divide_logits(head_of(objective.classifier), temperature)
+    objective.divide(temperature)
     return temperature
-
-
-def describe_domains(task: Task, rows: np.ndarray) -> dict[str, float]:
-    """Return how well the site is found in the features of `rows`, and by the discriminator."""
-    objective: Classification = task.objective
-    features, table = objective.features(rows), objective.data.table.iloc[rows]
-    found = probe_sites(features, table)
-    if objective.domains:
-        domains = objective.domains.of(rows)
-        found |= score_discriminator(task.model, features, domains, table)
-    return found
 
 
 def live_log(accelerator: Accelerator) -> Callable[[dict], None]:

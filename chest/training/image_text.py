@@ -11,36 +11,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from scipy.special import softmax
 from torch import nn
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
-from chest.core.files import replacing, write_json, write_table
+from chest.core.files import write_json
 from chest.core.labels import LABELS, MODALITIES
 from chest.core.params import Params
-from chest.core.runtime import interrupt_note
 from chest.data.annotations import read_annotations
-from chest.data.dataset import Dataset, read_dataset
-from chest.evaluation import predictions
-from chest.evaluation.predictions import Record, tabulate
-from chest.models.common.checkpoints import Source, find_checkpoint
-from chest.models.common.device import Precision, describe_run, float_type, saving, start
-from chest.models.common.fingerprint import fingerprint
-from chest.models.common.image_store import ImageStore, place_images
+from chest.data.dataset import Dataset
+from chest.models.common.checkpoints import Source
+from chest.models.common.device import float_type, saving
 from chest.models.common.pixels import (
-    Normalization,
     check_image_size,
     load_normalization,
     to_pixels,
     write_preprocessor,
 )
-from chest.models.common.preprocessing import describe_preprocessing, write_preprocessing
-from chest.models.common.view_masks import read_view_masks
 from chest.models.siglip import (
     PROMPTS,
     TEXT_LENGTH,
@@ -52,12 +43,9 @@ from chest.models.siglip import (
 )
 from chest.models.vlm.annotation import AnnotationPrompts
 from chest.training.augmentation import change
-from chest.training.calibration import fit_temperature
-from chest.training.checkpointing import States
 from chest.training.classification import ClassifierSettings, Selection
-from chest.training.finetuning import ANSWERED, MODELS, live_log
-from chest.training.loop import Batch, Task, train
-from chest.training.sampling import sampling_weights
+from chest.training.finetuning import set_up, train_and_answer
+from chest.training.loop import Batch
 
 BLOCK = "finetune_siglip_text"
 
@@ -89,25 +77,43 @@ class Texts:
     of_image: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageText(Selection):
     """The mean sigmoid loss of all pairs of a batch; classification by prompts."""
 
-    settings: ImageTextSettings
-    accelerator: Accelerator
     siglip: SiglipModel
-    images: ImageStore
-    normalization: Normalization
-    prompts: list[list[torch.Tensor]]  # tokens by MODALITIES and LABELS
+    tokenizer: PreTrainedTokenizerBase
+    prompts: SiglipPrompts
+    tokens: list[list[torch.Tensor]]  # of the prompts, by MODALITIES and LABELS
     texts: Texts
+    annotated_by: str | None = None  # the checkpoint that described the images
+
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.siglip
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
-        classes = embed_classes(self.siglip, self.prompts)
+        classes = embed_classes(self.siglip, self.tokens)
         classifier = PromptClassifier(self.siglip, classes, self.normalization)
         told = self.data.table["modality"].to_numpy()[rows]
         size = 2 * self.settings.batch_size
         found = compare_rows(self.accelerator, classifier, self.images, rows, told, size)
         return np.log(np.maximum(found, np.finfo(np.float64).tiny))
+
+    @torch.no_grad()
+    def divide(self, temperature: float) -> None:
+        self.siglip.logit_scale -= math.log(temperature)  # of the similarities
+
+    def save(self, folder: Path) -> None:
+        with saving(folder):
+            self.siglip.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_json(folder / PROMPTS, self.prompts.model_dump())
+        write_preprocessor(folder, self.normalization, self.settings.image_size)
+
+    def details(self, model: nn.Module, rows: np.ndarray) -> dict:
+        """Return which checkpoint described the images, if one did."""
+        return {"annotated_by": self.annotated_by} if self.annotated_by else {}
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the mean loss of all pairs of `batch`.
@@ -129,8 +135,7 @@ class ImageText(Selection):
     @cached_property
     def groups(self) -> torch.Tensor:
         """A number for the class and modality of each image, int64 (N,)."""
-        numbers = self.data.targets() * len(MODALITIES) + self.data.modalities()
-        return torch.tensor(numbers, device=self.accelerator.device)
+        return self.targets * len(MODALITIES) + self.modalities
 
 
 def load_siglip(source: Source, image_size: int, dtype: torch.dtype) -> SiglipModel:
@@ -167,84 +172,29 @@ def make_texts(
     return Texts(tokens.to(device), torch.from_numpy(of_image).to(device))
 
 
-@torch.no_grad()
-def divide_scale(siglip: SiglipModel, temperature: float) -> None:
-    """Divide the scale of the similarities, so that the model is saved calibrated."""
-    siglip.logit_scale -= math.log(temperature)
-
-
 def finetune_image_text(system: str, name: str, params: Params, notes: bool) -> None:
-    """Train both towers, and answer validation, test and external images by prompts.
+    """Train both towers; see `set_up` and `train_and_answer`.
 
-    `system` names the files, `name` is what tables and charts show. With `notes` the texts hold the
-    descriptions of data/annotations.csv. Writes the model, the curve and the predictions.
+    With `notes` the texts hold the descriptions of data/annotations.csv.
     """
-    settings = params.system(BLOCK, ImageTextSettings)
+    setup = set_up(system, BLOCK, params, ImageTextSettings)
+    settings, accelerator, source = setup.settings, setup.accelerator, setup.source
     prompts = params.section("prompts.siglip", SiglipPrompts)
-    data = read_dataset("train", "val", "test", side=settings.image_size)
-    accelerator = start(params.seed, params.system("precision", Precision))
-    source = find_checkpoint(settings.checkpoint, settings.revision)
     tokenizer = source.load_tokenizer()
-    masks, accepted = read_view_masks(data.table, settings.image_size, settings.view, params.seed)
-    images = place_images(data.images, accelerator.device, masks, settings.view)
     siglip = load_siglip(source, settings.image_size, float_type(accelerator))
     siglip.to(accelerator.device)
     descriptions, made = None, {}
     if notes:
         findings = params.section("prompts.annotations", AnnotationPrompts).findings
-        _, descriptions, made = read_annotations(data.table, [*findings])
+        _, descriptions, made = read_annotations(setup.data.table, [*findings])
     objective = ImageText(
-        *(settings, data, accelerator, siglip, images, load_normalization(source)),
-        prompts=tokenize_prompts(source, tokenizer, prompts),
-        texts=make_texts(tokenizer, prompts, data, descriptions, accelerator.device),
+        *(settings, setup.data, accelerator, setup.images, load_normalization(source)),
+        siglip=siglip,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        tokens=tokenize_prompts(source, tokenizer, prompts),
+        texts=make_texts(tokenizer, prompts, setup.data, descriptions, accelerator.device),
+        annotated_by=made.get("checkpoint"),
     )
-    rows = data.rows("train")
-    rows = rows[accepted[rows]]
-    task = Task(
-        key=f"{params.profile}.{BLOCK}",
-        settings=settings,
-        accelerator=accelerator,
-        model=Matcher(siglip),
-        images=images,
-        rows=rows,
-        weights=sampling_weights(data.table.iloc[rows], settings.balance),
-        objective=objective,
-    )
-    parameters = settings.model_dump(exclude={"save_every"})
-    parameters |= {"seed": params.seed, "prompts": prompts.model_dump(), "notes": descriptions}
-    states = States(system, fingerprint(accelerator, source, settings.image_size, parameters))
-
-    curve, best_epoch = train(task, params.seed, states, live_log(accelerator))
-    with interrupt_note("The training is saved: the next run resumes with the calibration."):
-        temperature = 1.0
-        if settings.calibrate == "temperature":
-            val = data.rows("val")
-            temperature = fit_temperature(objective.predict(val), data.targets()[val])
-            divide_scale(siglip, temperature)
-        answered = data.rows(*ANSWERED)
-        shares = softmax(objective.predict(answered), axis=1)
-        answers = [x if seen else None for x, seen in zip(shares, accepted[answered], strict=True)]
-        if accelerator.is_main_process:
-            details = {
-                "trained_on": len(rows),
-                "best_epoch": best_epoch,
-                "select_by": settings.select_by,
-                "temperature": round(temperature, 4),
-                **({"annotated_by": made["checkpoint"]} if notes else {}),
-                **describe_preprocessing(
-                    params, settings.image_size, objective.normalization, settings.view
-                ),
-            }
-            run = describe_run(accelerator, source, siglip, params.seed)
-            record = Record(name=name, kind="trained", n=len(answered), **run, details=details)
-            with replacing(MODELS / system) as folder:
-                with saving(folder):
-                    siglip.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-                write_json(folder / PROMPTS, prompts.model_dump())
-                write_preprocessor(folder, objective.normalization, settings.image_size)
-                write_preprocessing(folder, params, settings.view)
-            write_table(predictions.CURVES / f"{system}.csv", curve, float_format="%.6g")
-            predictions.write(system, tabulate(data.table.iloc[answered], answers), record)
-            states.clear()
-    accelerator.end_training()
+    more = {"prompts": prompts.model_dump(), "notes": descriptions}
+    train_and_answer(setup, name, Matcher(siglip), objective, more)

@@ -1,7 +1,9 @@
 """Fine-tuning of a vision-language model: it learns to give the answers that it is scored by."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,21 +12,13 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 from torch.nn.functional import nll_loss
+from transformers import PreTrainedModel
 
-from chest.core.files import replacing, write_table
 from chest.core.labels import LABELS, MODALITIES
 from chest.core.params import Params, Positive
-from chest.core.runtime import interrupt_note
-from chest.data.dataset import read_dataset
-from chest.evaluation import predictions
 from chest.evaluation.controls import write_answers
 from chest.evaluation.predictions import Record
-from chest.models.common.checkpoints import Source, find_checkpoint
-from chest.models.common.device import Precision, describe_run, start
-from chest.models.common.fingerprint import fingerprint
-from chest.models.common.image_store import ImageStore, place_images
-from chest.models.common.preprocessing import describe_preprocessing, write_preprocessing
-from chest.models.common.view_masks import read_view_masks
+from chest.models.common.checkpoints import Source
 from chest.models.vlm.adapter import (
     Answering,
     LoraSettings,
@@ -45,12 +39,10 @@ from chest.models.vlm.likelihood import encode
 from chest.models.vlm.model import load_vlm
 from chest.models.vlm.zeroshot import describe_asking
 from chest.training.augmentation import change
-from chest.training.calibration import fit_temperature
-from chest.training.checkpointing import States
 from chest.training.classification import ClassifierSettings, Selection
-from chest.training.finetuning import ANSWERED, MODELS, live_log
-from chest.training.loop import Batch, Task, train
-from chest.training.sampling import logit_adjustment, sampling_weights
+from chest.training.finetuning import set_up, train_and_answer
+from chest.training.loop import Batch
+from chest.training.sampling import logit_adjustment
 
 
 class VlmTrainingSettings(ClassifierSettings):
@@ -96,17 +88,52 @@ class Reader(nn.Module):
         return result
 
 
-@dataclass(frozen=True)
+@dataclass
 class AnswerObjective(Selection):
     """The likelihood of the right answer, among those of the classes or among all texts."""
 
     settings: VlmTrainingSettings
     reader: Reader
-    images: ImageStore
+    adapted: PeftModel
+    temperature: float = 1.0  # by which likelihoods are divided; stored beside the weights
+
+    @property
+    def network(self) -> PreTrainedModel:
+        return self.reader.network
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         about = AskedRows(self.images, rows, self.data.table["modality"].to_numpy()[rows])
         return self.reader.asker.ask(about, [asked(self.reader.asker.prompts)])[:, 0]
+
+    def divide(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def save(self, folder: Path) -> None:
+        source, settings = self.reader.asker.vlm.source, self.settings
+        answering = Answering(
+            checkpoint=settings.checkpoint,
+            revision=source.commit or settings.revision,
+            image_size=settings.image_size,
+            method=settings.method,
+            temperature=self.temperature,
+            prompts=self.reader.asker.prompts,
+        )
+        folder.mkdir()
+        save_adapter(folder, self.adapted, self.reader.head, answering)
+
+    def details(self, model: nn.Module, rows: np.ndarray) -> dict:
+        """Return what trained and how the model was asked."""
+        return {
+            "trainable": describe_trainable(self.reader),
+            **describe_asking(self.reader.asker),
+            "method": self.settings.method,
+        }
+
+    def answer(self, system: str, rows: np.ndarray, seen: np.ndarray) -> Callable[[Record], None]:
+        """Answer `rows` with all controls; see `Selection.answer`."""
+        replies = ask_with_controls(self.reader.asker, self.images, self.data, rows)
+        tables = tabulate(replies, self.temperature, seen)
+        return partial(write_answers, system, self.data.table.iloc[rows], tables)
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the mean loss of `batch`."""
@@ -116,91 +143,20 @@ class AnswerObjective(Selection):
         return nll_loss(likelihoods, self.targets[batch.rows])
 
     @cached_property
-    def targets(self) -> torch.Tensor:
-        return self._on_device(self.data.targets())
-
-    @cached_property
-    def modalities(self) -> torch.Tensor:
-        return self._on_device(self.data.modalities())
-
-    @cached_property
     def adjustment(self) -> torch.Tensor:
         targets = self.data.targets()[self.data.rows("train")]
-        return self._on_device(logit_adjustment(targets, self.settings.balance))
-
-    def _on_device(self, values: np.ndarray | torch.Tensor) -> torch.Tensor:
-        return torch.tensor(np.asarray(values), device=self.reader.network.device)
+        return logit_adjustment(targets, self.settings.balance).to(self.accelerator.device)
 
 
 def finetune_vlm(system: str, block: str, name: str, params: Params) -> None:
-    """Train the adapters of a vision-language model, and answer validation, test and external.
-
-    The settings are the `block` of the profile in params.yaml; `system` names the files, `name` is
-    what tables and charts show. Writes the adapters, the curve, the predictions and the controls.
-    """
-    settings = params.system(block, VlmTrainingSettings)
-    data = read_dataset("train", "val", "test", side=settings.image_size)
-    accelerator = start(params.seed, params.system("precision", Precision))
-    source = find_checkpoint(settings.checkpoint, settings.revision)
+    """Train the adapters of a vision-language model; see `set_up` and `train_and_answer`."""
+    setup = set_up(system, block, params, VlmTrainingSettings)
+    settings, accelerator = setup.settings, setup.accelerator
     prompts = params.section("prompts.vlm", VlmPrompts)
-    masks, accepted = read_view_masks(data.table, settings.image_size, settings.view, params.seed)
-    images = place_images(data.images, accelerator.device, masks, settings.view)
-    reader, adapted = load_reader(accelerator, source, prompts, settings, params.seed)
-    rows = data.rows("train")
-    rows = rows[accepted[rows]]
-    objective = AnswerObjective(settings, data, reader, images)
-    task = Task(
-        key=f"{params.profile}.{block}",
-        settings=settings,
-        accelerator=accelerator,
-        model=reader,
-        images=images,
-        rows=rows,
-        weights=sampling_weights(data.table.iloc[rows], settings.balance),
-        objective=objective,
-    )
-    parameters = settings.model_dump(exclude={"save_every", "micro_batch"})
-    parameters |= {"seed": params.seed, "prompts": prompts.model_dump()}
-    states = States(system, fingerprint(accelerator, source, settings.image_size, parameters))
-
-    curve, best_epoch = train(task, params.seed, states, live_log(accelerator))
-    with interrupt_note("The training is saved: the next run resumes with the calibration."):
-        reader.eval()
-        temperature = calibrate(objective)
-        answered = data.rows(*ANSWERED)
-        replies = ask_with_controls(reader.asker, images, data, answered)
-        details = {
-            "trained_on": len(rows),
-            "best_epoch": best_epoch,
-            "select_by": settings.select_by,
-            "temperature": round(temperature, 4),
-            "trainable": describe_trainable(reader),
-            **describe_asking(reader.asker),
-            "method": settings.method,
-            **describe_preprocessing(
-                params, settings.image_size, reader.asker.vlm.normalization, settings.view
-            ),
-        }
-        if accelerator.is_main_process:
-            run = describe_run(accelerator, source, reader.network, params.seed)
-            record = Record(name=name, kind="trained", n=len(answered), **run, details=details)
-            answering = Answering(
-                checkpoint=settings.checkpoint,
-                revision=source.commit or settings.revision,
-                image_size=settings.image_size,
-                method=settings.method,
-                temperature=temperature,
-                prompts=prompts,
-            )
-            with replacing(MODELS / system) as folder:
-                folder.mkdir()
-                save_adapter(folder, adapted, reader.head, answering)
-                write_preprocessing(folder, params, settings.view)
-            write_table(predictions.CURVES / f"{system}.csv", curve, float_format="%.6g")
-            tables = tabulate(replies, temperature, accepted[answered])
-            write_answers(system, data.table.iloc[answered], tables, record)
-            states.clear()
-    accelerator.end_training()
+    reader, adapted = load_reader(accelerator, setup.source, prompts, settings, params.seed)
+    shared = (settings, setup.data, accelerator, setup.images, reader.asker.vlm.normalization)
+    objective = AnswerObjective(*shared, reader, adapted)
+    train_and_answer(setup, name, reader, objective, {"prompts": prompts.model_dump()})
 
 
 def load_reader(
@@ -219,14 +175,6 @@ def load_reader(
     asking = AskingSettings(method="likelihood", max_new_tokens=1, prior="none")
     asker = Asker(accelerator, vlm, prompts, asking, settings.inference_batch, head)
     return Reader(asker).to(accelerator.device), adapted
-
-
-def calibrate(objective: AnswerObjective) -> float:
-    """Return the temperature that fits the validation split, by which likelihoods are divided."""
-    if objective.settings.calibrate == "none":
-        return 1.0
-    rows = objective.data.rows("val")
-    return fit_temperature(objective.predict(rows), objective.data.targets()[rows])
 
 
 def tabulate(replies: Replies, temperature: float, accepted: np.ndarray) -> dict:

@@ -24,14 +24,12 @@ import numpy as np
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from case import SYSTEM, draw, outputs, settings, write_case
+from case import SYSTEM, draw, outputs, settings, task_of, write_case
 from support import load_script, run_stage
 
 from chest.models.common import image_store
-from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import start
 from chest.training import loop
-from chest.training.finetuning import make_task
 
 CASES: dict[str, Callable] = {}
 
@@ -203,14 +201,8 @@ class NoStates:
 
 def waits_of_training(patch: Patch, precision: str, **changes) -> dict:
     """Count the waits of a step: those of an epoch less those of one half as long."""
-    accelerator, source = (
-        start(0, precision),
-        find_checkpoint(f"{patch.checkpoints}/siglip", "main"),
-    )
-    data = draw(32)
-    chosen = settings(patch.checkpoints / "siglip", **changes)
-    accepted = np.ones(len(data.table), bool)
-    task = make_task("phantom.x", chosen, accelerator, source, data, None, accepted)
+    accelerator = start(0, precision)
+    task = task_of(patch.checkpoints / "siglip", draw(32), accelerator, **changes)
     state = loop.begin(task, NoStates())
     parallel, optimizer = accelerator.prepare(task.model, state.optimizer)
 
@@ -243,10 +235,8 @@ def waits_memory_map(patch: Patch) -> dict:
 @case_of
 def waits_inference(patch: Patch) -> dict:
     """Count the waits of a batch in evaluation."""
-    accelerator, source = start(0, "bf16"), find_checkpoint(f"{patch.checkpoints}/siglip", "main")
-    data, chosen = draw(32), settings(patch.checkpoints / "siglip", batch_size=2)
-    accepted = np.ones(len(data.table), bool)
-    objective = make_task("x", chosen, accelerator, source, data, None, accepted).objective
+    accelerator, checkpoint = start(0, "bf16"), patch.checkpoints / "siglip"
+    objective = task_of(checkpoint, draw(32), accelerator, batch_size=2).objective
     objective.classifier.eval()
     rows = np.arange(32)
     objective.predict(rows)

@@ -13,9 +13,10 @@ from chest.core.errors import ParameterError
 from chest.core.params import load_params
 from chest.models.common import checkpoints as module
 from chest.models.common.checkpoints import CheckpointError, find_checkpoint
-from chest.models.common.classification import CLASSES, head_of
+from chest.models.common.classification import head_labels, head_of
 from chest.models.common.device import start
-from chest.models.siglip import SiglipPrompts, load_classifier, load_prompt_classifier
+from chest.models.encoders import load_classifier
+from chest.models.siglip import SiglipPrompts, load_prompt_classifier
 from chest.models.vlm.model import load_vlm
 
 PROMPTS = load_params(ROOT / "params.yaml").section("prompts.siglip", SiglipPrompts)
@@ -136,7 +137,7 @@ def test_a_head_of_other_classes_is_replaced_but_no_other_weight(tmp_path):
 
     def load(**changes):
         config = source.load_config(ResNetConfig)
-        config.update(CLASSES | changes)
+        config.update(head_labels("shared") | changes)
         new = ("classifier.1.weight", "classifier.1.bias")
         return source.load_model(ResNetForImageClassification, new=new, config=config)
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 from support import write_params
 
 from chest.data.dataset import MANIFEST_COLUMNS, Dataset
 from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import start
+from chest.models.common.image_store import place_images
 from chest.training.classification import TrainingSettings
-from chest.training.finetuning import make_task
+from chest.training.finetuning import Setup, load_classification, make_task
 from chest.training.loop import Task
 
 SYSTEM, ZEROSHOT = "finetune_siglip", "zeroshot_siglip"
@@ -55,12 +57,28 @@ def settings(checkpoint: Path, **changes) -> TrainingSettings:
     return TrainingSettings(**where | SETTINGS | changes)
 
 
-def task_of(checkpoint: Path, data: Dataset | None = None, **changes) -> Task:
+def task_of(
+    checkpoint: Path,
+    data: Dataset | None = None,
+    accelerator: Accelerator | None = None,
+    accepted: np.ndarray | None = None,
+    **changes,
+) -> Task:
     """Return the training of a classifier on `data` (default: drawn), with changed SETTINGS."""
     chosen = settings(checkpoint, **changes)
-    data = data or draw(chosen.image_size)
-    source, accepted = find_checkpoint(str(checkpoint), "main"), np.ones(len(data.table), bool)
-    return make_task("phantom.x", chosen, start(5, "fp32"), source, data, None, accepted)
+    data, accelerator = data or draw(chosen.image_size), accelerator or start(5, "fp32")
+    setup = Setup(
+        system="x",
+        key="phantom.x",
+        params=None,
+        settings=chosen,
+        accelerator=accelerator,
+        source=find_checkpoint(str(checkpoint), "main"),
+        data=data,
+        images=place_images(data.images, accelerator.device),
+        accepted=np.ones(len(data.table), bool) if accepted is None else accepted,
+    )
+    return make_task(setup, *load_classification(setup))
 
 
 def side_of(checkpoint: Path) -> int:

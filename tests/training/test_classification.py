@@ -10,13 +10,10 @@ import torch
 from case import SYSTEM, draw, settings, task_of, write_case
 from support import run_stage
 
-from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.classification import ImageRows
-from chest.models.common.device import start
 from chest.models.common.pixels import to_pixels
 from chest.training.batch_norm import estimate_statistics
 from chest.training.checkpointing import States
-from chest.training.finetuning import make_task
 from chest.training.loop import train
 
 
@@ -110,9 +107,7 @@ def test_the_record_tells_the_site_that_remains(checkpoint, tmp_path, monkeypatc
 
 
 def test_rejected_images_are_not_trained_on(checkpoint):
-    chosen = settings(checkpoint)
-    data = draw(chosen.image_size)
+    data = draw(settings(checkpoint).image_size)
     accepted = np.arange(len(data.table)) % 3 > 0
-    source = find_checkpoint(str(checkpoint), "main")
-    task = make_task("phantom.x", chosen, start(5, "fp32"), source, data, None, accepted)
+    task = task_of(checkpoint, data, accepted=accepted)
     assert set(task.rows) == set(data.rows("train")) & set(np.flatnonzero(accepted))

@@ -36,11 +36,10 @@ def test_a_text_fits_every_image_of_its_class_and_modality(checkpoint):
     source = find_checkpoint(str(checkpoint), "main")
     siglip = load_siglip(source, 32, torch.float64)
     store = place_images(data.images, accelerator.device)
-    texts = make_texts(source.load_tokenizer(), PROMPTS, data, None, accelerator.device)
-    normalization = Normalization((0.5,) * 3, (0.5,) * 3)
-    objective = ImageText(
-        settings(checkpoint), data, accelerator, siglip, store, normalization, [], texts
-    )
+    tokenizer, normalization = source.load_tokenizer(), Normalization((0.5,) * 3, (0.5,) * 3)
+    texts = make_texts(tokenizer, PROMPTS, data, None, accelerator.device)
+    shared = (settings(checkpoint), data, accelerator, store, normalization)
+    objective = ImageText(*shared, siglip, tokenizer, PROMPTS, [], texts)
     rows = np.array([0, 1, 2, 3, 4])  # four groups; the last is of the first one's
     images = torch.from_numpy(data.images[rows])
     loss = objective.loss(Matcher(siglip), Batch(images, torch.from_numpy(rows), None, 0.0))

@@ -70,9 +70,9 @@ def test_training_scores_as_the_zero_shot_model_does(checkpoints, shown, name):
 
 @pytest.mark.parametrize("loss", ["classes", "answer"])
 def test_the_loss_is_of_the_likelihoods_that_are_scored(checkpoints, shown, loss):
-    (reader, _), own = make_reader(checkpoints / "qwen", loss=loss)
+    (reader, adapted), own = make_reader(checkpoints / "qwen", loss=loss)
     images, modalities = shown
-    objective = AnswerObjective(own, None, reader, None)
+    objective = AnswerObjective(own, None, None, None, None, reader, adapted)
     targets = torch.tensor([2, 0, 1, 0])
     vars(objective).update(targets=targets, modalities=modalities, adjustment=torch.zeros(3))
     found = objective.loss(reader, Batch(images, torch.arange(4), None, 0.0))

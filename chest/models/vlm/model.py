@@ -60,10 +60,10 @@ def load_vlm(accelerator: Accelerator, source: Source, side: int) -> Vlm:
         raise source.error(f"its model_type is {printable(kind)}, expected {' or '.join(FAMILIES)}")
     family = FAMILIES[kind]
     config = source.load_config(family.config)
+    normalization = load_normalization(source)
     processor = source.load(family.processor.from_pretrained, PREPROCESSOR)
     tokenizer = source.load_tokenizer()
     template = _load_chat_template(source, tokenizer)
-    normalization = load_normalization(source)
     model = source.load_model(
         family.model,
         config=config,

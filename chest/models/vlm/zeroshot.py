@@ -1,11 +1,15 @@
 """A vision-language model as it is, ready to be asked: for stages and for tools/predict.py."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pandas as pd
+from accelerate import Accelerator
 
 from chest.core.params import Params
+from chest.data.dataset import read_dataset
 from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import Precision, describe_run, start
 from chest.models.common.fingerprint import fingerprint
@@ -20,7 +24,14 @@ from chest.models.vlm.asking import (
     asked,
     probabilities,
 )
-from chest.models.vlm.controls import Prior, find_prior, subtract
+from chest.models.vlm.controls import (
+    Prior,
+    Replies,
+    ask_with_controls,
+    describe_prior,
+    find_prior,
+    subtract,
+)
 from chest.models.vlm.model import load_vlm
 
 
@@ -40,6 +51,30 @@ def open_answers(system: str, asker: Asker) -> Journal:
     source, side = asker.vlm.source, settings.image_size
     origin = fingerprint(asker.accelerator, source, side, parameters)
     return open_journal(asker.accelerator, system, origin)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Replies to the images of ``table``, and the fields of their record (``run``)."""
+
+    accelerator: Accelerator
+    table: pd.DataFrame
+    replies: Replies
+    run: dict
+    journal: Journal
+
+
+def answer_dataset(params: Params, system: str, settings: VlmSettings) -> Answered:
+    """Ask the checkpoint that `settings` name about the images of their splits, with controls."""
+    data = read_dataset("train", "val", "test", side=settings.image_size)
+    rows = data.rows(*settings.splits)
+    asker = load_asker(params, settings)
+    images = place_images(data.images, asker.accelerator.device)
+    journal = open_answers(system, asker)
+    replies = ask_with_controls(asker, images, data, rows, journal)
+    run = describe_run(asker.accelerator, asker.vlm.source, asker.vlm.model, None)
+    run["details"] = describe_asking(asker) | describe_prior(settings.correction, replies.prior)
+    return Answered(asker.accelerator, data.table.iloc[rows], replies, run, journal)
 
 
 def zeroshot_predictor(
