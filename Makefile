@@ -5,7 +5,7 @@ MADE := $(VENV)/.made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: venv repro test lint readme docs real bench gpu soak
+.PHONY: venv repro test lint docs real bench gpu soak
 
 venv: $(MADE)
 
@@ -54,10 +54,6 @@ lint: $(MADE)
 # two cores; interrupted, it goes on.
 real: $(MADE)
 	python tools/real.py $(DATA) --checkpoint $(or $(CHECKPOINT),google/efficientnet-b0)
-
-# Puts the committed results into the README.
-readme: $(MADE)
-	python tools/readme.py
 
 # Runs every command of the documents in a fresh clone.
 docs: $(MADE)

@@ -57,7 +57,7 @@ from chest.evaluation.probes import nest_across, read_across, read_probes, score
 from chest.evaluation.revisions import write_answers
 from chest.evaluation.segmentation import mask_metrics, read_mask_index
 from chest.evaluation.subgroups import nest_groups, read_severity, tabulate_groups
-from chest.reporting import charts, model_card, scores
+from chest.reporting import charts, model_card, scores, sheets
 from chest.reporting.scores import Scores, ScoresBySystem
 
 METRICS, PLOTS, SHEETS = Path("metrics"), Path("plots"), Path("data/sheets")
@@ -123,8 +123,8 @@ def main() -> None:
     )
 
     # 2. All files; the folders replace those of an earlier run once everything is there.
-    with replacing(METRICS) as metrics, replacing(PLOTS) as plots, replacing(SHEETS) as sheets:
-        for folder in (metrics, plots, sheets):
+    with replacing(METRICS) as metrics, replacing(PLOTS) as plots, replacing(SHEETS) as drawn:
+        for folder in (metrics, plots, drawn):
             folder.mkdir()
         write_metrics(metrics, run, studies)
         write_table(metrics / "audit.csv", audit.composition(data.table))
@@ -134,7 +134,7 @@ def main() -> None:
             write_text(metrics / document, model_card.render(document, run))
         draw_plots(plots, run)
         draw_studies(plots, run, studies)
-        draw_sheets(sheets, data, run)
+        draw_sheets(drawn, data, run)
 
 
 def choose_primary(systems: dict[str, System], key: str) -> System:
@@ -253,14 +253,16 @@ def draw_studies(folder: Path, run: model_card.Run, studies: Studies) -> None:
 def draw_sheets(folder: Path, data: Dataset, run: model_card.Run) -> None:
     """Draw pictures that show images of the collections."""
     note, answers = NOTES[run.params.profile], run.own["test"].answers
-    charts.draw_contact_sheet(folder / "contact_sheet.png", data.images, data.table, note)
-    masks = read_masks(len(data.table), data.images.shape[-1])
-    charts.draw_regions(folder / "regions.png", data.images, masks, data.table["modality"], note)
+    sheets.draw_contact_sheet(folder / "contact_sheet.png", data.images, data.table, note)
+    lungs = read_masks(len(data.table), data.images.shape[-1])
+    index = read_mask_index(data.table)
+    sheets.draw_masks(folder / "masks.png", data.images, lungs, index, note)
+    sheets.draw_regions(folder / "regions.png", data.images, lungs, data.table["modality"], note)
     wrong = scores.worst_mistakes(answers)
     rows = pd.Series(range(len(data.table)), data.table["image_id"])
     wrong = wrong.assign(row=wrong["image_id"].map(rows))
     title = f"{run.primary.name}: {len(wrong):,} of {len(answers):,} test images wrong. {note}"
-    charts.draw_mistakes(folder / "mistakes.png", data.images, wrong, title)
+    sheets.draw_mistakes(folder / "mistakes.png", data.images, wrong, title)
 
 
 if __name__ == "__main__":

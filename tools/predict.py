@@ -429,7 +429,7 @@ def draw(
     The outline of the `lungs`, bool like `images`, is drawn where they were looked for. An image
     without an answer is drawn without relevance.
     """
-    from chest.reporting.charts import draw_relevance
+    from chest.reporting.sheets import draw_relevance
 
     names = picture_names(answers["path"])
     for k in progress(range(len(names)), "explanations", len(names)):

@@ -142,10 +142,10 @@ def summarize(
     uar, war = uar_and_war(drawn, images)
     own = recalls(bootstrap, right)
     return Intervals(
-        uar=percentile_interval(float(own.mean()), uar),
-        war=percentile_interval(float(right.mean()), war),
+        uar=share_interval(float(own.mean()), uar),
+        war=share_interval(float(right.mean()), war),
         recall={
-            label: percentile_interval(float(own[k]), drawn[:, k])
+            label: share_interval(float(own[k]), drawn[:, k])
             for k, label in enumerate(bootstrap.classes)
         },
     )
@@ -199,6 +199,11 @@ def constant_across_draws(bootstrap: Bootstrap, counts: np.ndarray) -> np.ndarra
 def uar_and_war(drawn: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return UAR and WAR, (draws,), of drawn recalls and numbers of images, (draws, C)."""
     return drawn.mean(axis=1), (drawn * images).sum(axis=1) / images.sum(axis=1)
+
+
+def share_interval(value: float, drawn: np.ndarray) -> Interval:
+    """Return the `percentile_interval` of a share: with several runs, draws can exceed 0 or 1."""
+    return percentile_interval(value, drawn.clip(0, 1))
 
 
 def percentile_interval(value: float, drawn: np.ndarray) -> Interval:

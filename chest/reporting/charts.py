@@ -1,39 +1,42 @@
-"""Charts and sheets of images as PNG files: the same input gives the same bytes.
+"""Charts of a run as PNG files.
 
-A pull request shows them 430 px wide, so they are 7 inches wide and no letter is below 11 points. A
-system has the same colour and place in all charts; blind baselines are grey and hollow.
+A system has the same colour and place in all charts; blind baselines are grey and hollow.
 """
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from chest.core.files import replacing
 from chest.core.labels import (
-    COLLECTION_NAMES,
     DISEASES,
     LABEL_NAMES,
     LABELS,
     MODALITY_NAMES,
     UNPARSED,
 )
-from chest.data.masks import unpack
-from chest.data.regions import VISIBLE, VISIBLE_NAMES, visible_region
+from chest.data.regions import VISIBLE, VISIBLE_NAMES
 from chest.evaluation import few_shots
 from chest.evaluation.control_scores import BLIND
 from chest.evaluation.controls import ASKED
 from chest.evaluation.metrics import classification_metrics
+from chest.reporting.drawing import (
+    COLOURS,
+    GREY,
+    LINE,
+    WIDTH,
+    count_lines,
+    drawing,
+    percent_tick,
+    wrap,
+)
 from chest.reporting.wording import (
     ANSWER_NAMES,
     CONDITION_NAMES,
@@ -43,38 +46,13 @@ from chest.reporting.wording import (
     percent,
 )
 
-WIDTH, DPI = 7.0, 130  # inches; dots per inch
-LINE = 0.2  # height of a line of text in inches
-# Okabe and Ito's colours, which colour-blind people tell apart, without those too pale for white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#767676"
 BAND = "0.95"  # background of hollow marks
-STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "0.6",
-    "xtick.color": "0.6",
-    "xtick.labelcolor": "black",
-    "ytick.color": "0.6",
-    "ytick.labelcolor": "black",
-    "figure.titlesize": 12,
-    "figure.titleweight": "bold",
-    "figure.labelsize": 11,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a $ in a hospital's name is no formula
-}
-
 CLASS_COLOURS = {"normal": "#009E73", "covid19": "#D55E00", "tuberculosis": "#0072B2"}
 SPLIT_NAMES = {"test": "Test split", "external": "External sites"}
 COUNTED = {"test": "n =", "external": "external:"}
 # Validation figures of a training curve; each but WAR may select the epoch.
 CURVES = {"within": "UAR within modality", "uar": "UAR", "war": "WAR", "worst": "lowest recall"}
 OPAQUE = {"frameon": True, "framealpha": 1, "edgecolor": "white"}
-SHEET_COLUMNS = 4
-MISTAKES, MISTAKE_COLUMNS = 18, 3
 
 
 @dataclass(frozen=True)
@@ -125,7 +103,7 @@ def draw_confusions(path: Path, answers: Sequence[tuple[SeriesStyle, str, pd.Dat
     unparsed = any((table["predicted"] == UNPARSED).any() for _, _, table in answers)
     height = (4.3 if unparsed else 3.9) * rows + 0.3
     note = "Share of each row, and number of images."
-    with _drawing(path, height, note=note, width=WIDTH / 2 * columns) as figure:
+    with drawing(path, height, note=note, width=WIDTH / 2 * columns) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (style, split, table) in zip(panels, answers, strict=False):
             _confusion(axes, table, style, split)
@@ -153,7 +131,7 @@ def _confusion(axes: Axes, table: pd.DataFrame, style: SeriesStyle, split: str) 
     axes.set(xlabel="Predicted", ylabel="Actual")
     metrics = classification_metrics(table["actual"], table["predicted"])
     numbers = f"UAR {percent(metrics['uar'])}   WAR {percent(metrics['war'])}"
-    axes.set_title(f"{_wrap(style.name, 30)}\n{SPLIT_NAMES[split]}, n = {len(table):,}\n{numbers}")
+    axes.set_title(f"{wrap(style.name, 30)}\n{SPLIT_NAMES[split]}, n = {len(table):,}\n{numbers}")
 
 
 def _ink(colour: Sequence[float]) -> str:
@@ -258,14 +236,14 @@ def draw_across(path: Path, across: pd.DataFrame) -> None:
     if not lines:
         return
     regions = [region for region in VISIBLE if region in set(across["region"])]
-    labels = [_wrap(VISIBLE_NAMES[region], 12) for region in regions]
+    labels = [wrap(VISIBLE_NAMES[region], 12) for region in regions]
     title = "What a linear model learns from one region,\nwithin a hospital and across"
     note = "In per cent. Circle: AUROC. Diamond: UAR at the threshold of the training hospital."
     note += "\nBar: 95 % interval over patients. Dashed: chance."
     lowest = across[["auroc_low", "uar_low"]].min(axis=None)
     start = min(0.3, np.floor(10 * lowest) / 10)
     height = (0.8 * len(regions) + 1.3) * len(lines) + 1.2
-    with _drawing(path, height, title, note) as figure:
+    with drawing(path, height, title, note) as figure:
         grid = figure.subplots(len(lines), 4, sharey=True, squeeze=False)
         for line, pair in zip(grid, lines, strict=True):
             for axes, (trained, tested) in zip(line, pair, strict=True):
@@ -292,7 +270,7 @@ def _largest_pair(across: pd.DataFrame, modality: str) -> list[tuple[str, str]]:
 def _transfer_title(trained: str, tested: str, rows: pd.DataFrame) -> str:
     a, b = (textwrap.shorten(site, 24, placeholder="…") for site in (trained, tested))
     place = f"Within\n{a}" if trained == tested else f"{a}\nto {b}"
-    return f"{_wrap(place, 14)}\nn = {rows['n'].max():,}"
+    return f"{wrap(place, 14)}\nn = {rows['n'].max():,}"
 
 
 def _across_panel(axes: Axes, rows: pd.DataFrame, regions: Sequence[str]) -> None:
@@ -320,14 +298,14 @@ def draw_few_shots(path: Path, curves: pd.DataFrame) -> None:
     note += " training patients, at the number of the smaller class."
     title = "UAR of frozen features by patients per class"
     legend = 1.3 * LINE * len(encoders) * len(few_shots.METHODS)
-    with _drawing(path, 4.2 + legend, title, note) as figure:
+    with drawing(path, 4.2 + legend, title, note) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[3.6, legend])
         grid = upper.subplots(1, len(modalities), sharey=True, squeeze=False)[0]
         for axes, modality in zip(grid, modalities, strict=True):
             _learning_curves(axes, curves[curves["modality"] == modality], encoders)
             disease = LABEL_NAMES[DISEASES[modality]]
             axes.set_title(f"{capitalize(WITHIN[modality])}:\n{disease} or normal")
-        grid[0].yaxis.set_major_formatter(_percent_tick)
+        grid[0].yaxis.set_major_formatter(percent_tick)
         lower.legend(*grid[0].get_legend_handles_labels(), loc="center left")
 
 
@@ -384,10 +362,10 @@ def _draw_intervals(
     note = "In per cent. Bar: 95 % interval over patients. Dashed: chance."
     note += "\nGrey line: the blind baseline that was best on validation." if baselines else ""
     note += "\nCircle: test split. Diamond: external sites." if external else "\nTest split."
-    labels = [_wrap(style.name, 30) for style in styles.values()]
-    row = max(0.8 if external else 0.58, LINE * _lines(labels) + 0.1)
+    labels = [wrap(style.name, 30) for style in styles.values()]
+    row = max(0.8 if external else 0.58, LINE * count_lines(labels) + 0.1)
     height = row * len(styles) + LINE * (5 if external else 4) + 0.9
-    with _drawing(path, height, title, note) as figure:
+    with drawing(path, height, title, note) as figure:
         figure.get_layout_engine().set(w_pad=0.1)
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (key, (heading, chance)) in zip(grid, panels.items(), strict=True):
@@ -444,7 +422,7 @@ def draw_reliability(path: Path, bins: pd.DataFrame, name: str) -> None:
     """
     splits = [split for split in SPLIT_NAMES if split in set(bins["split"])]
     title = f"Reliability of the probabilities\n{name}"
-    with _drawing(path, 5.6, title, "Bar: 95 % interval over patients.") as figure:
+    with drawing(path, 5.6, title, "Bar: 95 % interval over patients.") as figure:
         grid = figure.subplots(
             2, len(splits), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1]
         )
@@ -457,9 +435,9 @@ def draw_reliability(path: Path, bins: pd.DataFrame, name: str) -> None:
             width = own["high"] - own["low"]
             lower.bar(own["low"], own["n"], width, align="edge", color=COLOURS[0], ec="white")
             lower.set(xlabel="Confidence", yscale="log")
-            lower.xaxis.set_major_formatter(_percent_tick)
+            lower.xaxis.set_major_formatter(percent_tick)
         grid[0, 0].set(ylabel="Accuracy", ylim=(-0.03, 1.03), xlim=(0.3, 1.01))
-        grid[0, 0].yaxis.set_major_formatter(_percent_tick)
+        grid[0, 0].yaxis.set_major_formatter(percent_tick)
         grid[1, 0].set(ylabel="Answers", ylim=(0.8, None))
         grid[1, 0].yaxis.set_major_formatter("{x:g}")
         grid[1, 0].yaxis.set_minor_formatter(NullFormatter())
@@ -476,7 +454,7 @@ def draw_scores(path: Path, scores: pd.DataFrame, thresholds: Mapping[str, float
     title = f"Probability of the disease rather than normal\n{name}"
     note = "Share of the images of each class."
     note += "\nDashed: threshold for a sensitivity of 90 % on validation." if thresholds else ""
-    with _drawing(path, 2.6 * len(modalities) + 1.2, title, note) as figure:
+    with drawing(path, 2.6 * len(modalities) + 1.2, title, note) as figure:
         grid = figure.subplots(len(modalities), len(splits), sharex=True, squeeze=False)
         for line, modality in zip(grid, modalities, strict=True):
             for axes, split in zip(line, splits, strict=True):
@@ -502,20 +480,20 @@ def _histogram(axes: Axes, bins: pd.DataFrame) -> None:
         ticks = MaxNLocator(4).tick_values(0, top)
         axes.set_yticks(ticks[ticks <= min(top, 1)])
         axes.set_ylim(0, 1.5 * top)  # room for the legend
-    axes.yaxis.set_major_formatter(_percent_tick)
+    axes.yaxis.set_major_formatter(percent_tick)
 
 
 def draw_training(path: Path, curves: Mapping[str, TrainingCurve]) -> None:
     """Draw losses and validation figures by epoch: a row per trained system, named by the keys."""
     note = "Dotted: the epoch that was kept. *: the figure that selected it."
-    with _drawing(path, 2.6 * len(curves) + 0.8, note=note) as figure:
+    with drawing(path, 2.6 * len(curves) + 0.8, note=note) as figure:
         grid = figure.subplots(len(curves), 2, squeeze=False)
         for (left, right), (name, curve) in zip(grid, curves.items(), strict=True):
             _curves(left, curve, {"train_loss": "training", "val_loss": "validation"})
             _curves(right, curve, _shown_figures(curve.select_by))
-            left.set(title=f"{_wrap(name, 32)}\nCross-entropy", ylim=(0, None))
+            left.set(title=f"{wrap(name, 32)}\nCross-entropy", ylim=(0, None))
             right.set(title="Validation split", ylim=(None, 1.01))
-            right.yaxis.set_major_formatter(_percent_tick)
+            right.yaxis.set_major_formatter(percent_tick)
         for axes in grid[-1]:
             axes.set_xlabel("Epoch")
 
@@ -537,164 +515,3 @@ def _curves(axes: Axes, curve: TrainingCurve, names: Mapping[str, str]) -> None:
         axes.axvline(curve.kept, color="0.3", linestyle=":", linewidth=1.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=5))
     axes.legend(handlelength=1.5, **OPAQUE)
-
-
-def draw_contact_sheet(path: Path, images: np.ndarray, table: pd.DataFrame, note: str) -> None:
-    """Draw images of each class of each collection, spread evenly over sites and patients.
-
-    `images` is uint8, (N, side, side); `table` has a row for each: label, collection, site,
-    patient_id. `note` is printed above.
-    """
-    groups = list(table.reset_index(drop=True).groupby(["collection", "label"], sort=True))
-    chosen = [_spread(rows, SHEET_COLUMNS) for _, rows in groups]
-    sites = [[_wrap(site, 18) for site in rows["site"]] for rows in chosen]
-    heights = [2.15 + LINE * _lines(row) for row in sites]
-    with _drawing(path, sum(heights) + 0.4, note) as figure:
-        parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for part, (key, rows), shown, captions in zip(parts, groups, chosen, sites, strict=True):
-            collection, label = key
-            patients = f"{len(rows):,} images, {rows['patient_id'].nunique():,} patients"
-            heading = f"{ANSWER_NAMES[label]}, {COLLECTION_NAMES[collection]}: {patients}"
-            part.suptitle(heading, x=0.01, ha="left", size=11)
-            panels = _picture_panels(part, 1, SHEET_COLUMNS)
-            for panel, row, caption in zip(panels, shown.index, captions, strict=False):
-                _show(panel, images[row])
-                panel.set_xlabel(caption)
-
-
-def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Return at most `count` of `rows`, evenly spread over sites and patients."""
-    rows = rows.sort_values(["site", "patient_id"], kind="stable")
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
-    return rows.iloc[np.unique(places.round().astype(int))]
-
-
-def draw_mistakes(path: Path, images: np.ndarray, mistakes: pd.DataFrame, title: str) -> None:
-    """Draw the first 18 of `mistakes` with the true class, the answer, and how sure it was.
-
-    `mistakes` has the columns row (of `images`, uint8, (N, side, side)), image_id, actual,
-    predicted, site, probability (of the answer) and truth (probability of the actual class).
-    """
-    shown = mistakes.head(MISTAKES)
-    lines = -(-len(shown) // MISTAKE_COLUMNS)
-    more = f" The {len(shown)} worst." if len(shown) < len(mistakes) else ""
-    captions = [f"{_wrap(m.image_id, 24)}\n{_wrap(m.site, 24)}" for m in shown.itertuples()]
-    height = (2.4 + LINE * (2 + _lines(captions))) * lines
-    with _drawing(path, height + 0.6, title + more) as figure:
-        panels = _picture_panels(figure, max(1, lines), MISTAKE_COLUMNS)
-        if shown.empty:
-            panels[0].set_title("No mistakes.")
-        for panel, mistake, caption in zip(panels, shown.itertuples(), captions, strict=False):
-            _show(panel, images[mistake.row])
-            sure = "" if np.isnan(mistake.probability) else f" {percent(mistake.probability, 0)}"
-            panel.set_title(
-                f"true: {ANSWER_NAMES[mistake.actual]} {percent(mistake.truth, 0)}\n"
-                f"answer: {ANSWER_NAMES[mistake.predicted]}{sure}"
-            )
-            panel.set_xlabel(caption)
-
-
-def draw_regions(
-    path: Path, images: np.ndarray, lungs: np.ndarray, modalities: Sequence[str], note: str
-) -> None:
-    """Draw what each probe sees: a row per modality, a column per region.
-
-    `images` is uint8, (N, side, side); `lungs` are their masks, packed bits, uint8 (N, side,
-    ceil(side / 8)); `modalities` are theirs.
-    """
-    rows = {key: np.flatnonzero(np.asarray(modalities) == key) for key in MODALITY_NAMES}
-    rows = {key: found[len(found) // 2] for key, found in rows.items() if len(found)}
-    with _drawing(path, 1.6 * len(rows) + 0.9, f"What each probe sees. {note}") as figure:
-        panels = _picture_panels(figure, len(rows), len(VISIBLE)).reshape(len(rows), -1)
-        for line, (modality, row) in zip(panels, rows.items(), strict=True):
-            line[0].set_ylabel(MODALITY_NAMES[modality])
-            for panel, region in zip(line, VISIBLE, strict=True):
-                _show(panel, _region_of(images[row], lungs[row], region))
-                panel.set_title(_wrap(VISIBLE_NAMES[region], 13))
-
-
-def _region_of(image: np.ndarray, packed: np.ndarray, region: str) -> np.ndarray:
-    """Return what a probe of `region` sees of an image, uint8 (side, side)."""
-    visible = visible_region(region, len(image), unpack(packed))
-    return np.where(visible, 255 if region == "mask" else image, 0).astype(np.uint8)
-
-
-def draw_relevance(
-    path: Path,
-    image: np.ndarray,
-    relevance: np.ndarray,
-    title: str,
-    file: str,
-    note: str,
-    outline: np.ndarray | None = None,
-) -> None:
-    """Draw an image beside itself with the patches that the answer depends on.
-
-    `image` is uint8, (side, side); `relevance` float, (rows, columns) of patches, from 0. `file`
-    and `title` are printed above, `note` below. The `outline` of a mask, bool (side, side), is
-    drawn on the image, for instance that of the lungs.
-    """
-    side = len(image)
-    share = relevance / max(relevance.max(), np.finfo(relevance.dtype).tiny)
-    with _drawing(path, 4.6, f"{file}\n{title}", note) as figure:
-        left, right = _picture_panels(figure, 1, 2)
-        left.set_title(f"As the model sees it ({side} x {side} px)")
-        right.set_title("What this answer depends on")
-        for panel in (left, right):
-            panel.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, side, side, 0))
-        if outline is not None and outline.any() and not outline.all():
-            left.contour(outline, levels=[0.5], colors="#d55e00", extent=(0, side, 0, side))
-        heat = right.imshow(
-            share, cmap="viridis", vmin=0, vmax=1, alpha=0.6 * share, extent=(0, side, side, 0)
-        )
-        bar = figure.colorbar(heat, ax=(left, right), location="bottom", ticks=[0, 1], aspect=50)
-        bar.set_label("Share of the strongest patch")
-
-
-@contextmanager
-def _drawing(
-    path: Path, height: float, title: str = "", note: str = "", width: float = WIDTH
-) -> Iterator[Figure]:
-    """Yield a figure of `width` x `height` inches in the common style; save it to `path`."""
-    # The user's own matplotlib style must not change the bytes, nor the library's version.
-    with matplotlib.style.context(["default", STYLE]):
-        title, note = _wrap(title, round(8.5 * width)), _wrap(note, round(10.5 * width))
-        height += LINE * (title + note).count("\n")
-        figure = Figure(figsize=(width, height), layout="constrained")
-        if title:
-            figure.suptitle(title, x=0.01, ha="left")
-        if note:
-            figure.supxlabel(note, x=0.01, ha="left", color="0.3")
-        yield figure
-        with replacing(path) as partial:
-            figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
-
-
-def _picture_panels(figure: Figure | SubFigure, rows: int, columns: int) -> np.ndarray:
-    """Return empty axes for images, (rows * columns,)."""
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels:
-        panel.set(xticks=[], yticks=[], anchor="N")  # spare room goes below
-        panel.spines[:].set_visible(False)
-    return panels
-
-
-def _show(panel: Axes, image: np.ndarray) -> None:
-    panel.imshow(image, cmap="gray", vmin=0, vmax=255)
-
-
-def _percent_tick(share: float, _: int) -> str:
-    return f"{100 * share:g} %"
-
-
-def _wrap(text: str, width: int) -> str:
-    """Break lines longer than `width` letters; a long name breaks before its last bracket."""
-    if len(text) > width and text.endswith(")"):
-        text = text.replace(" (", "\n(")
-    lines = (textwrap.wrap(line, width, break_on_hyphens=False) for line in text.split("\n"))
-    return "\n".join("\n".join(line) for line in lines)
-
-
-def _lines(texts: Iterable[str]) -> int:
-    """Return the number of lines of the longest of `texts`."""
-    return max((text.count("\n") + 1 for text in texts), default=0)

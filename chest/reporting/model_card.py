@@ -1,6 +1,6 @@
 """The model card and the checklist, filled from a run so that neither can go stale."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,19 +19,11 @@ from chest.core.params import Params
 from chest.core.tables import markdown
 from chest.data.regions import VISIBLE_NAMES
 from chest.evaluation.comparison import ONE_RUN
-from chest.evaluation.control_scores import BLIND, survives_without_image
-from chest.evaluation.controls import ASKED
 from chest.evaluation.predictions import System
 from chest.evaluation.subgroups import Group, worst_group
+from chest.reporting import control_tables
 from chest.reporting.scores import Scores, ScoresBySystem
-from chest.reporting.wording import (
-    CONDITION_NAMES,
-    WITHIN,
-    format_interval,
-    format_points,
-    percent,
-    tell_need,
-)
+from chest.reporting.wording import WITHIN, format_interval, format_points, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 NOTICE = (
@@ -42,13 +34,6 @@ PHANTOM = (
     "\n\n> **Phantom run.** The images are drawn and the checkpoints began with random weights: no"
     "\n> figure below says anything about real lungs."
 )
-# Ways of correcting for the words that a model favours (`chest.models.vlm.controls`).
-PRIORS = {"none": "no prior", "content_free": "of blank images", "unlabelled": "of training images"}
-CHANGES = {
-    **CONDITION_NAMES,
-    "order_": "another order of the classes",
-    "paraphrase_": "other words",
-}
 TARGETS = {"sensitivity_90": "sensitivity 90 %", "specificity_70": "specificity 70 %"}
 
 
@@ -259,48 +244,18 @@ def interval_tables(
 
 
 def need_image(controls: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Say of each system with controls whether its result on the test split needs the image."""
-    lines = []
-    for key, own in controls[controls["split"] == "test"].groupby("system", sort=False):
-        within = [name for name in MODALITY_NAMES if name in set(own["modality"])]
-        lines.append(f"- {names[key]}: {tell_need(within, survives_without_image(own))}")
-    return "\n".join(lines)
+    """List whether the result of each system with controls needs the image."""
+    return "\n".join(f"- {said}" for said in control_tables.need_image(controls, names))
 
 
 def image_table(controls: pd.DataFrame, names: Mapping[str, str]) -> str:
     """Return the UAR on test with the image, without it, and with each prior, as Markdown."""
-    lines = []
-    for name, within, found in _conditions(controls, names):
-        shown = [found.loc[x, ["uar", "uar_low", "uar_high"]] for x in (ASKED, *BLIND)]
-        priors = [
-            percent(found.loc[f"prior_{x}", "uar"]) if f"prior_{x}" in found.index else "–"
-            for x in PRIORS
-        ]
-        lines.append([name, within, *(format_interval(*x) for x in shown), *priors])
-    heads = ["UAR", "", "asked", *(CONDITION_NAMES[x] for x in BLIND), *PRIORS.values()]
-    return markdown(heads, lines)
+    return markdown(control_tables.IMAGE_HEAD, control_tables.image_rows(controls, names))
 
 
 def change_table(controls: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Return how many answers to test images other conditions change, as Markdown.
-
-    The last column is the mean probability that the model gives all answers together.
-    """
-    lines = []
-    for name, within, found in _conditions(controls, names):
-        kinds = [found[found.index.str.startswith(x)]["changed"].mean() for x in CHANGES]
-        covered = found.loc[ASKED, "covered"]
-        lines.append([name, within, *map(percent, kinds), percent(covered)])
-    return markdown(["answers changed by", "", *CHANGES.values(), "covered"], lines)
-
-
-def _conditions(
-    controls: pd.DataFrame, names: Mapping[str, str]
-) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield name, modality in words, and figures by condition on test."""
-    within = controls[(controls["split"] == "test") & (controls["modality"] != "all")]
-    for (key, modality), own in within.groupby(["system", "modality"], sort=False):
-        yield names[key], WITHIN[modality], own.set_index("condition")
+    """Return how many answers to test images other conditions change, as Markdown."""
+    return markdown(control_tables.CHANGE_HEAD, control_tables.change_rows(controls, names))
 
 
 def interval(figures: Mapping[str, float], name: str) -> str:

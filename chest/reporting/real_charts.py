@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from chest.reporting.charts import COLOURS, LINE, _drawing, _percent_tick, _wrap
+from chest.reporting.drawing import COLOURS, LINE, drawing, percent_tick, wrap
 
 LEGEND = 1.3 * LINE  # height of a line of the legend
 CHANCE = {"color": "0.3", "linestyle": "--", "linewidth": 1}
@@ -22,7 +22,7 @@ def draw_forest(path: Path, title: str, note: str, table: pd.DataFrame) -> None:
     panels, rows, series = (list(dict.fromkeys(table[name])) for name in ("panel", "row", "series"))
     step = 0.8 / len(series)
     height = (0.24 * len(series) + 0.16) * len(rows) + LINE * 4 + 1.2
-    with _drawing(path, height + LEGEND, title, note) as figure:
+    with drawing(path, height + LEGEND, title, note) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[height, LEGEND])
         grid = upper.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(grid, panels, strict=True):
@@ -32,12 +32,12 @@ def draw_forest(path: Path, title: str, note: str, table: pd.DataFrame) -> None:
                 place = rows.index(row.row) + (k - (len(series) - 1) / 2) * step
                 _mark(axes, place, row, COLOURS[k], "osD^"[k])
             axes.axvline(0.5, **CHANCE)
-            axes.set_title(_wrap(panel, 14))
+            axes.set_title(wrap(panel, 14))
             axes.set_xlim(min(0.35, table["low"].min() - 0.02), 1.02)
             axes.set_xticks([0.5, 0.75, 1], ["50", "75", "100"])
             axes.tick_params("y", length=0)
             axes.spines["left"].set_visible(False)
-        grid[0].set_yticks(range(len(rows)), [_wrap(row, 22) for row in rows])
+        grid[0].set_yticks(range(len(rows)), [wrap(row, 22) for row in rows])
         grid[0].set_ylim(len(rows) - 0.4, -0.6)
         handles = [
             grid[0].plot([], [], "osD^"[k], color=COLOURS[k], label=name)[0]
@@ -75,7 +75,7 @@ def draw_lines(
     """
     panels, series = (list(dict.fromkeys(table[name])) for name in ("panel", "series"))
     rows = LEGEND * len(series)
-    with _drawing(path, 3.8 + rows, title, note) as figure:
+    with drawing(path, 3.8 + rows, title, note) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[3.4, rows])
         grid = upper.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(grid, panels, strict=True):
@@ -86,9 +86,9 @@ def draw_lines(
             axes.set_xscale("symlog", linthresh=1, base=2)
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.minorticks_off()
-            axes.set(title=_wrap(panel, 34), xlabel=labels["x"])
+            axes.set(title=wrap(panel, 34), xlabel=labels["x"])
         grid[0].set_ylabel(labels["y"])
-        grid[0].yaxis.set_major_formatter(_percent_tick)
+        grid[0].yaxis.set_major_formatter(percent_tick)
         lower.legend(*grid[0].get_legend_handles_labels(), loc="center left")
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from chest.core.errors import printable
 from chest.core.labels import LABEL_NAMES, LABELS
 from chest.core.tables import markdown
-from chest.reporting import charts
+from chest.reporting import charts, control_tables
 from chest.reporting.review import Change, Review, RunResults
 from chest.reporting.staleness import StaleStage
 from chest.reporting.wording import ANSWER_NAMES, compared_cells
@@ -34,6 +34,11 @@ ABOUT_DIFFERENCES = (
     " points, on the same images; the paired intervals come from a bootstrap over patients. The p"
     " of the primary comparisons carries a Holm correction and decides about them; the others are"
     " exploratory: of twenty that are noise, one seems to be more."
+)
+ABOUT_CONTROLS = (
+    "This run alone, test split. Covered is the probability that the model gives any of the"
+    " answers: if it is small, it did not take the question. A prior corrects for the words that a"
+    " model favours whatever it is shown."
 )
 THUMBNAIL = 112  # px
 MOST_ROWS = 20  # of a table in Markdown: a comment on GitHub holds 65,536 characters
@@ -72,6 +77,7 @@ def build(
         _verdict(review, stale),
         _listed("Parameters that changed", [_changes("params.yaml", base.params, now.params)]),
         _listed("Metrics that changed", metrics),
+        _controls(now),
         _confusions(review),
         _curves(review),
         _answers(review, images, about_images),
@@ -131,6 +137,26 @@ def _changes(title: str, base: Mapping, now: Mapping, every: bool = False) -> Ta
     rows.sort(key=lambda row: -np.inf if row[3] is None else -abs(row[3]))
     cells = [[key, _cell(a), _cell(b), _cell(change, "+")] for key, a, b, change in rows]
     return Table(title, ["", "base", "now", "difference"], cells)
+
+
+def _controls(now: RunResults) -> Section:
+    """Show what vision-language models answer without the image, in other words, and by prior."""
+    title, controls = "Do vision-language models look at the image?", now.controls
+    if controls.empty:
+        return Section(title, ["This run has none."])
+    verdicts = [said.replace("**", "") for said in control_tables.need_image(controls, now.names)]
+    priors = [
+        f"{now.names[key]}: {control_tables.PRIORS[now.runs.get(f'{key}.details.prior', 'none')]}"
+        for key in dict.fromkeys(controls["system"])
+    ]
+    about = f"{ABOUT_CONTROLS} The declared prior: {'; '.join(priors)}."
+    images = [*control_tables.image_rows(controls, now.names)]
+    changes = [*control_tables.change_rows(controls, now.names)]
+    tables = [
+        Table("With the image, without it, and by prior", control_tables.IMAGE_HEAD, images),
+        Table("Answers that change", control_tables.CHANGE_HEAD, changes),
+    ]
+    return Section(title, [*verdicts, about], tables)
 
 
 def _confusions(review: Review) -> Section:

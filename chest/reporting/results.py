@@ -18,7 +18,14 @@ from chest.reporting.findings import findings
 from chest.reporting.real_charts import draw_forest, draw_lines
 from chest.reporting.real_runs import RealRuns
 from chest.reporting.results_page import describe, write_page
-from chest.reporting.results_tables import METHODS, PROTOCOLS, VIEWS, Tables, in_order, tabulate
+from chest.reporting.results_tables import (
+    MAIN_VIEWS,
+    METHODS,
+    PROTOCOLS,
+    Tables,
+    in_order,
+    tabulate,
+)
 from chest.reporting.scores import score_bins
 
 
@@ -70,13 +77,12 @@ def draw(folder: Path, tables: Tables, runs: RealRuns) -> dict[str, str]:
 
 
 def _draw_views(path: Path, views: pd.DataFrame, note: str) -> None:
-    shown = list(VIEWS.values())[:6]
-    table = views[views["view"].isin(shown) & ~views["place"].str.contains("CT")]
+    table = views[views["view"].isin(MAIN_VIEWS) & ~views["place"].str.contains("CT")]
     if table.empty:
         return
     order = [place for _, *two in PROTOCOLS.values() for place in two]
     order = [*order[0::2], *order[1::2]]
-    table = in_order(table, place=order, view=shown, method=list(METHODS.values()))
+    table = in_order(table, place=order, view=MAIN_VIEWS, method=list(METHODS.values()))
     columns = {"place": "panel", "view": "row", "method": "series"}
     title = "AUROC of tuberculosis by what is visible,\nwithin a hospital and in one never seen"
     draw_forest(path, title, note, _interval_columns(table.rename(columns=columns), "auroc"))

@@ -11,7 +11,11 @@ from chest.core.tables import markdown
 from chest.evaluation import few_shots
 from chest.evaluation.predictions import Record
 from chest.reporting.model_card import NOTICE, TEMPLATES
+from chest.reporting.results_tables import MAIN_VIEWS
 from chest.reporting.wording import format_interval, format_points, percent
+
+SHOWN_PATIENTS = ("1", "4", "16", "64", few_shots.ALL)
+SHOWN_FILMS = (0, 20, 50)
 
 Table = tuple[list[str], list[list[str]]]  # head and rows
 
@@ -26,10 +30,26 @@ def write_page(
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True
     )
-    cells = {name: _markdown(name, table) for name, table in tables.items()}
+    cells = {name: _markdown(name, table) for name, table in in_sections(tables).items()}
     return environment.get_template("results.md").render(
         notice=NOTICE, tables=cells, charts=charts, findings=found, facts=facts
     )
+
+
+def in_sections(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return what the page shows of the tables; csv files hold the rest."""
+    views, few, back = (tables[name] for name in ("views", "few_shots", "recalibration"))
+    if len(views):
+        main = views["view"].isin(MAIN_VIEWS)
+        views, objections = views[main], views[~main]
+    else:
+        objections = views
+    few = few[few["patients"].isin(SHOWN_PATIENTS)] if len(few) else few
+    back = back[back["labelled"].isin(SHOWN_FILMS)] if len(back) else back
+    return {**tables, "views": views, "objections": objections} | {
+        "few_shots": few,
+        "recalibration": back,
+    }
 
 
 def describe(records: Sequence[Record], commits: Sequence[str]) -> dict[str, str]:
@@ -53,6 +73,7 @@ def _markdown(name: str, table: pd.DataFrame) -> str:
     make = {
         "systems": _systems_markdown,
         "views": _views_markdown,
+        "objections": _objections_markdown,
         "helps": _helps_markdown,
         "starved": _starved_markdown,
         "recalibration": _recalibration_markdown,
@@ -115,6 +136,20 @@ def _views_markdown(table: pd.DataFrame) -> Table:
             changed(row, "auroc"),
             changed(row, "uar"),
             percent(row["ece"]),
+        ]
+        for row in table.to_dict("records")
+    ]
+    return head, rows
+
+
+def _objections_markdown(table: pd.DataFrame) -> Table:
+    head = ["from and to", "method", "visible", "AUROC", "change of AUROC", "of UAR"]
+    rows = [
+        [
+            *(row[key] for key in ("place", "method", "view")),
+            cell(row, "auroc"),
+            changed(row, "auroc"),
+            changed(row, "uar"),
         ]
         for row in table.to_dict("records")
     ]

@@ -42,6 +42,7 @@ PROTOCOLS = {
     "ct": ("ct", "within MosMed (CT)", ""),
 }
 METHODS = {"finetuned": "fine-tuned", "frozen": "frozen, logistic regression"}
+# What is asked first, then what answers objections.
 VIEWS = {
     "everything": "Whole image",
     "lungs": "Lungs only",
@@ -58,6 +59,7 @@ VIEWS = {
     "stretch": "Whole image, grey values stretched",
     "equalize": "Whole image, grey values equalised",
 }
+MAIN_VIEWS = list(VIEWS.values())[:6]
 # What may help: protocol, where it counts, and the labels of each setting; the first is the rule.
 HELPS = {
     **{

@@ -33,7 +33,7 @@ class RunResults:
     ``about``: its revision, commit, date and subject. ``metrics``: {file: figures}, without the
     limits of intervals. ``params``, ``audit``, ``runs`` and the figures are by
     dotted key. ``names``: {system: display name}. ``answers``: {system: one table per run, as
-    `read_answers` gives them}. ``curves``: by system.
+    `read_answers` gives them}. ``curves``: by system. ``controls``: ``plots/controls.csv``.
     """
 
     about: dict[str, str]
@@ -44,6 +44,7 @@ class RunResults:
     names: dict[str, str]
     answers: dict[str, list[pd.DataFrame]]
     curves: dict[str, TrainingCurve]
+    controls: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def read_results(
     files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     records = files.pop("runs.json", {})
     audit = flatten(files.pop("audit.json", {}))
+    controls = folder / "plots/controls.csv"
     metrics = {
         name: {key: value for key, value in flatten(content).items() if not LIMITS.search(key)}
         for name, content in files.items()
@@ -132,6 +134,7 @@ def read_results(
             path.stem: TrainingCurve.of(pd.read_csv(path), records[path.stem]["details"])
             for path in sorted((folder / "plots/training").glob("*.csv"))
         },
+        controls=pd.read_csv(controls) if controls.exists() else pd.DataFrame(),
     )
 
 

@@ -15,7 +15,7 @@ from chest.core.labels import LABELS, UNPARSED
 from chest.data.regions import VISIBLE
 from chest.evaluation import few_shots
 from chest.evaluation.predictions import CURVE_COLUMNS
-from chest.reporting import charts
+from chest.reporting import charts, drawing, sheets
 from chest.reporting.wording import WITHIN
 
 NAMES = {
@@ -48,7 +48,7 @@ def texts(monkeypatch):
     def watched_save(figure, *arguments, **options):
         boxes.clear()
         save(figure, *arguments, **options)
-        width, height = figure.get_size_inches() * charts.DPI
+        width, height = figure.get_size_inches() * drawing.DPI
         assert min(text.get_fontsize() for text in boxes) >= 11
         for text, box in boxes.items():
             inside = min(box.x0, box.y0) > -1 and box.x1 < width + 1 and box.y1 < height + 1
@@ -179,7 +179,7 @@ def test_the_line_is_the_given_baseline_whatever_is_best_on_test(monkeypatch, tm
 
 def test_blind_systems_are_grey_and_others_have_colours():
     assert len({STYLES[key].colour for key in NAMES if key not in BLIND}) == 6
-    assert {STYLES[key].colour for key in BLIND} == {charts.GREY}
+    assert {STYLES[key].colour for key in BLIND} == {drawing.GREY}
     assert [key for key in NAMES if STYLES[key].hollow] == BLIND
     many = charts.palette({str(i): "x" for i in range(20)}, [])
     assert len(many) == 20  # colours repeat rather than run out
@@ -261,27 +261,32 @@ def pictures():
 
 def test_sheets_of_images(texts, tmp_path, pictures):
     images, table = pictures
-    charts.draw_contact_sheet(tmp_path / "c.png", images, table, "No image of a person.")
+    sheets.draw_contact_sheet(tmp_path / "c.png", images, table, "No image of a person.")
     assert any("COVID-19, CT slices: 4 images" in text for text in texts())
+    lungs = np.zeros((len(images), 32, 4), np.uint8)
+    table["accepted"] = table.index > 0
+    sheets.draw_masks(tmp_path / "k.png", images, lungs, table, "No image of a person.")
+    assert any(": the gate rejects 1 of 4" in text for text in texts())
+    assert texts().count("rejected") == 1
     wrong = table.assign(row=range(24), actual="covid19", predicted="normal", truth=0.2)
     wrong["probability"] = 0.7
-    charts.draw_mistakes(tmp_path / "m.png", images, wrong, "24 of 24 wrong.")
-    assert texts().count("true: COVID-19 20 %\nanswer: Normal 70 %") == charts.MISTAKES
-    charts.draw_mistakes(tmp_path / "m.png", images, wrong.head(0), "0 of 24 wrong.")
+    sheets.draw_mistakes(tmp_path / "m.png", images, wrong, "24 of 24 wrong.")
+    assert texts().count("true: COVID-19 20 %\nanswer: Normal 70 %") == sheets.MISTAKES
+    sheets.draw_mistakes(tmp_path / "m.png", images, wrong.head(0), "0 of 24 wrong.")
     assert "No mistakes." in texts()
 
 
 def test_regions_and_looks(texts, tmp_path, pictures):
     images, table = pictures
     masks = np.zeros((len(images), 32, 4), np.uint8)
-    charts.draw_regions(tmp_path / "r.png", images, masks, table["modality"], "Drawn phantoms.")
+    sheets.draw_regions(tmp_path / "r.png", images, masks, table["modality"], "Drawn phantoms.")
     assert {"Lungs hidden", "Border only", "CT", "X-ray"} <= set(texts())
     look = np.eye(4, dtype=np.float32)
-    charts.draw_relevance(
+    sheets.draw_relevance(
         tmp_path / "l.png", images[0], look, "Normal 90 %", "a.png", "No diagnosis."
     )
     assert "As the model sees it (32 x 32 px)" in texts()
-    charts.draw_relevance(tmp_path / "l.png", images[0], 0 * look, "Normal 90 %", "a.png", "None.")
+    sheets.draw_relevance(tmp_path / "l.png", images[0], 0 * look, "Normal 90 %", "a.png", "None.")
 
 
 def test_the_same_chart_gives_the_same_bytes_in_every_users_style(tmp_path):

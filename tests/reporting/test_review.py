@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from answers import a_system, write_run
 from support import commit, load_script, run_in, write_params
@@ -130,6 +131,35 @@ def test_further_runs_bring_in_the_noise_of_training(repository):
         for text in (report, several)
     ]
     assert widths[1] > 2 * widths[0]
+
+
+def test_a_language_model_that_does_not_look_is_told(repository):
+    _, page = reviewed("HEAD")
+    assert "<p>This run has none.</p>" in page
+    write_controls({"ct": 0.2, "xray": -0.1})
+    report, page = reviewed("HEAD")
+    assert "Tuned: Within CT it is better than without its image" in report
+    assert "Within X-ray it is not shown to be better than without its image" in report
+    assert "**" not in page
+    assert "The declared prior: Tuned: no prior." in report
+    shown = "| Tuned | within CT | 80.0 % (70.0 to 90.0) | 60.0 % (50.0 to 70.0) |"
+    assert rows_of(report, "70.0 to 90.0")[0].startswith(shown)
+    assert "| Tuned | within X-ray | 50.0 % | 50.0 % | 20.0 % | 10.0 % | 12.5 % |" in report
+
+
+def write_controls(gain_low):
+    """Write plots/controls.csv of the system tuned, with the lower limit of what an image gains."""
+    conditions = {"asked": 0.0, "no_image": 0.5, "other_image": 0.5, "paraphrase_1": 0.1}
+    conditions |= {"order_a": 0.1, "order_b": 0.3, "prior_none": 0.0, "prior_content_free": 0.2}
+    rows = [
+        {"modality": modality, "condition": name, "changed": changed, "gain_low": low}
+        | {"uar": 0.6 + 0.2 * (name == "asked"), "covered": 0.125}
+        for modality, low in gain_low.items()
+        for name, changed in conditions.items()
+    ]
+    table = pd.DataFrame(rows).assign(system="tuned", split="test")
+    table = table.assign(uar_low=table["uar"] - 0.1, uar_high=table["uar"] + 0.1)
+    table.to_csv("plots/controls.csv", index=False)
 
 
 def test_stale_stages_and_leaks_are_told(repository):
