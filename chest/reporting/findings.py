@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 
+import numpy as np
 import pandas as pd
 
 from chest.reporting.wording import capitalize, format_points, percent
@@ -140,13 +141,14 @@ def starved(tables: Tables) -> str:
         raise Missing
     most = table[table["kept"] == table["kept"].max()]
     recalls = most.groupby("balance")["recall_tuberculosis"].mean()
-    none = table[table["recall_tuberculosis"] < ZERO].groupby("balance")["kept"].max()
-    lost = ", ".join(f"{kept} ({balance})" for balance, kept in none.items()) or "none tried"
-    end = "; so the published 0 % needs another explanation" if recalls.min() > ZERO else ""
+    plain, balanced = recalls.get("none", np.nan), recalls.drop("none", errors="ignore")
+    lost = table[table["recall_tuberculosis"] < ZERO].groupby("balance")["kept"].max()
+    found = ", ".join(f"{kept} ({balance})" for balance, kept in lost.items()) or "none tried"
     return (
         f"with tuberculosis cut to {percent(most['share'].mean())} of the training images, as in"
-        f" the study, its recall is {percent(recalls.min())} to {percent(recalls.max())}, depending"
-        f" on the balance of the classes; about 0 it is with at most this many images: {lost}{end}."
+        f" the study, its recall is {percent(plain)} without balancing the classes and"
+        f" {percent(balanced.min())} to {percent(balanced.max())} with it; about 0 it is up to this"
+        f" many images: {found}."
     )
 
 
