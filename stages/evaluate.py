@@ -2,7 +2,8 @@
 
 Reads   data/predictions/, data/controls/, data/layers/, data/probes/, data/few_shots/,
         data/training/, data/audit/, data/manifest.csv, data/split.csv, data/slices/index.csv,
-        data/masks/index.csv, and the smallest side of data/images/ and data/masks/
+        data/masks/index.csv, data/synthetic_audit.csv and .json, and the smallest side of
+        data/images/, data/masks/ and data/synthetic/
 Writes  metrics/test.json        UAR, WAR and recalls with 95 % intervals, precision and F1
         metrics/external.json    the same on external sites; {} without any
         metrics/patients.json    the same per patient, with AUROC
@@ -16,6 +17,7 @@ Writes  metrics/test.json        UAR, WAR and recalls with 95 % intervals, preci
         metrics/controls.json    vision-language models with the image, without it, in other words
         metrics/layers.json      what a probe reads from each layer of a vision-language model
         metrics/masks.json       lung masks: accepted share and Dice by modality, site and class
+        metrics/synthetic.json   copies among synthetic images, and how alike the others are
         metrics/audit.json       what the splits share (and .csv, near_duplicates.csv)
         metrics/all.json         all images, for systems that answered all of them
         metrics/runs.json        how each system's answers were made
@@ -46,6 +48,7 @@ from chest.core.runtime import run_stage
 from chest.data import audit
 from chest.data.dataset import Dataset, read_dataset
 from chest.data.masks import read_masks
+from chest.data.synthetic import read_audited
 from chest.evaluation.calibration import reliability
 from chest.evaluation.comparison import primary_comparisons
 from chest.evaluation.few_shots import nest_curves, read_curves
@@ -57,6 +60,7 @@ from chest.evaluation.probes import nest_across, read_across, read_probes, score
 from chest.evaluation.revisions import write_answers
 from chest.evaluation.segmentation import mask_metrics, read_mask_index
 from chest.evaluation.subgroups import nest_groups, read_severity, tabulate_groups
+from chest.evaluation.synthetic import read_figures
 from chest.reporting import charts, model_card, scores, sheets
 from chest.reporting.scores import Scores, ScoresBySystem
 
@@ -164,6 +168,7 @@ def write_metrics(folder: Path, run: model_card.Run, studies: Studies) -> None:
         "controls": {"controls": scores.nest_controls(run.controls)},
         "layers": {"layers": scores.nest_layers(studies.layers)},
         "masks": {"masks": studies.masks},
+        "synthetic": {"synthetic": read_figures()},
         "primary": {
             row["modality"]: {key: x for key, x in row.items() if isinstance(x, float)}
             for row in run.comparisons
@@ -263,6 +268,10 @@ def draw_sheets(folder: Path, data: Dataset, run: model_card.Run) -> None:
     wrong = wrong.assign(row=wrong["image_id"].map(rows))
     title = f"{run.primary.name}: {len(wrong):,} of {len(answers):,} test images wrong. {note}"
     sheets.draw_mistakes(folder / "mistakes.png", data.images, wrong, title)
+    found, made = read_audited(data.images.shape[-1])
+    if len(found):
+        found = found.assign(row=found["nearest"].map(rows))
+        sheets.draw_nearest(folder / "synthetic.png", made, data.images, found, note)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_git_ignores_what_holds_images_weights_or_patients():
         data/images/224.npy data/index/xrays.csv data/manifest.csv data/masks/a.png
         data/predictions/finetune_siglip.csv data/probes/lungs.csv data/raw/phantom/a.png
         data/raw/study data/raw/study/a.png data/sheets/mistakes.png data/slices/a.png
-        data/split.csv data/training/finetune_siglip.csv live/plots/a.png
+        data/split.csv data/synthetic/64.npy data/training/finetune_siglip.csv live/plots/a.png
         models/finetune_siglip/model.safetensors review/report.html
     """
     held = files.split()

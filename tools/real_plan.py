@@ -98,6 +98,17 @@ FILMS_ONLY = {
 }
 STARVED = (22, 4, 1)  # tuberculosis images left to training: 2.4 %, 0.5 % and 0.1 %
 BALANCES = ("none", "class", "class_modality", "logit_adjusted")
+# The part `synthetic`: films of 64 px; numbers of tuberculosis films in training by importance, of
+# which 171 are all; normal films; and by what the former are filled up to the latter.
+TINY = 64
+FILMS, NORMAL = (25, 171, 100, 10, 50), 167
+FILLED = ("duplicates", "augmented", "mixup", "diffusion")
+SEEDS = 5
+CLASSIFIER = {"epochs": 5, "epoch_steps": 20, "batch_size": 16, "warmup_steps": 10}
+CLASSIFIER |= {"image_size": TINY, "balance": "none", "save_every": 200}
+GENERATOR = {"image_size": TINY, "patch": 2, "channels": [32, 64, 64], "blocks": 1, "lr": 1.0e-3}
+GENERATOR |= {"epochs": 8, "epoch_steps": 200, "batch_size": 8, "warmup_steps": 100, "ema": 0.99}
+GENERATOR |= {"guidance": 1.5, "sampling_steps": 25, "sampling_batch": 32, "save_every": 200}
 
 
 @dataclass(frozen=True)
@@ -172,7 +183,11 @@ class Plan:
         yield from self.several(*args)
 
     def more(self) -> Iterator[Run]:
-        """Yield what three hours on two cores do not hold: every view fine-tuned, more variants."""
+        """Yield what three hours on two cores do not hold.
+
+        Synthetic images, every view fine-tuned, more variants.
+        """
+        yield from self.synthetic()
         for protocol, view in product(HOSPITALS, VIEWS):
             yield from self.several("hospitals", protocol, view)
         for view in VIEWS:
@@ -314,6 +329,53 @@ class Plan:
         for balance in BALANCES:
             change = {"balance": balance}
             yield from self.finetune("starved", "both", 0, 0, "everything", balance, change, keep)
+
+    def synthetic(self) -> Iterator[Run]:
+        """Train on few tuberculosis films of Shenzhen, alone and filled up in several ways.
+
+        All make equally many steps; filled up, they see equally many tuberculosis films. Images are
+        drawn as they occur, so that sampling does not fill up what nothing else does.
+        """
+        shared_params = shared("xrays") | {"study.image_sizes": [TINY]}
+        source = "data/xrays-64"
+        stages = tuple((f"stages/{x}.py",) for x in ("index_collections", "extract_slices"))
+        stages += (("stages/build_manifest.py",),)
+        yield Run(source, stages, shared_params, {}, 20, raw=True)
+        given = {"data/manifest.csv": source, "data/images": source}
+        for films in FILMS:
+            changes = {"external": ["Montgomery"], "seed": 42, "folds": FOLDS, "fold": 0}
+            params = shared_params | {f"split.{key}": x for key, x in changes.items()}
+            name = f"split/synthetic/{films}"
+            yield Run(name, (("stages/split.py",),), params, given, 4, thin=films)
+            links = given | {"data/split.csv": name}
+            filled = {"none": links}
+            for method in FILLED if films < NORMAL else ():
+                source, audit = (f"{x}/{method}/{films}" for x in ("synthetic", "audit"))
+                # A quarter more for those that are dropped as copies of training images.
+                count = (NORMAL - films) * (5 if method == "diffusion" else 4) // 4
+                changes = GENERATOR | {"method": method, "per_class": count}
+                own = shared_params | {f"study.synthesize.{key}": x for key, x in changes.items()}
+                cost = 420 if method == "diffusion" else START
+                yield Run(source, (("stages/synthesize.py",),), own, links, cost)
+                with_images = links | {"data/synthetic": source}
+                changes = {"checkpoint": self.checkpoint, "image_size": TINY, "batch_size": 64}
+                own = {f"study.audit_synthetic.{key}": x for key, x in changes.items()}
+                stages = (("stages/audit_synthetic.py",),)
+                yield Run(audit, stages, shared_params | own, with_images, 2 * START)
+                filled[method] = with_images | {"data/synthetic_audit.csv": audit}
+            for seed, (method, own) in product(range(SEEDS), filled.items()):
+                missing = 0 if method == "none" else NORMAL - films
+                yield self.learn_filled(method, films, missing, seed, shared_params, own)
+
+    def learn_filled(
+        self, method: str, films: int, missing: int, seed: int, params: dict, links: dict[str, str]
+    ) -> Run:
+        changes = CLASSIFIER | {"checkpoint": self.checkpoint, "synthetic.per_class": missing}
+        changes = {f"study.finetune_cnn.{NET}.{key}": x for key, x in changes.items()}
+        labels = label("shenzhen", FINETUNED, variant=f"filled by {method}", seed=seed)
+        stages = (("stages/finetune_cnn.py", NET),)
+        own = params | changes | {"seed": seed}
+        return made("synthetic", labels | {"films": films}, stages, own, links, 40)
 
     def scratch(self) -> Iterator[Run]:
         """Fine-tune from random weights: what pretraining is worth."""

@@ -113,7 +113,7 @@ class RealRuns:
 
     def across(self, key: str = "", **labels) -> Group | None:
         """Return the answers to the hospital held out, one table for each run."""
-        return _group([[run] for run in self.find(key, **labels)], "external")
+        return apart(self.find(key, **labels), "external")
 
 
 def read_runs(folder: Path) -> Iterator[RealRun]:
@@ -159,6 +159,11 @@ def figures(group: Group, modality: str, site: str | None = None) -> dict:
 def spread(found: Mapping[str, Interval]) -> dict[str, float]:
     """Return values and limits of intervals as columns."""
     return {key: x for name, own in found.items() for key, x in own.as_dict(name).items()}
+
+
+def apart(runs: Sequence[RealRun], split: str) -> Group | None:
+    """Return the answers of `runs` to the images of a split, one table for each run."""
+    return _group([[run] for run in runs], split)
 
 
 def _group(groups: Sequence[Sequence[RealRun]], split: str) -> Group | None:

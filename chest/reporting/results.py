@@ -5,7 +5,6 @@ missing.
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +16,7 @@ from chest.reporting.charts import draw_few_shots, draw_scores
 from chest.reporting.findings import findings
 from chest.reporting.real_charts import draw_forest, draw_lines
 from chest.reporting.real_runs import RealRuns
-from chest.reporting.results_page import describe, write_page
+from chest.reporting.results_page import describe, to_markdown, write_page
 from chest.reporting.results_tables import (
     MAIN_VIEWS,
     METHODS,
@@ -40,15 +39,17 @@ def report(into: Path, docs: Path, readme: Path) -> None:
     found = findings(tables)
     facts = describe([run.record for run in runs.runs], [run.commit for run in runs.runs])
     write_text(docs / "results.md", write_page(tables, charts, found, facts))
-    if readme.exists():
-        write_text(readme, fill(readme.read_text(encoding="utf-8"), found))
+    fill(readme, "real", "\n".join(f"- {line}" for line in found))
+    fill(docs / "synthetic.md", "synthetic", to_markdown("synthetic", tables["synthetic"]))
 
 
-def fill(readme: str, lines: Iterable[str]) -> str:
-    """Return `readme` with `lines` between its marks, if it has any."""
-    text = "\n".join(f"- {line}" for line in lines)
-    marks = r"(<!-- real: .*? -->\n).*?(<!-- /real -->)"
-    return re.sub(marks, lambda found: f"{found[1]}{text}\n{found[2]}", readme, flags=re.DOTALL)
+def fill(page: Path, name: str, text: str) -> None:
+    """Write `text` between the marks `name` of a page, if there is one."""
+    if page.exists():
+        old = page.read_text(encoding="utf-8")
+        marks = rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)"
+        new = re.sub(marks, lambda found: f"{found[1]}{text}\n{found[2]}", old, flags=re.DOTALL)
+        write_text(page, new)
 
 
 # --- Charts ----------------------------------------------------------------------------------
@@ -64,6 +65,7 @@ def draw(folder: Path, tables: Tables, runs: RealRuns) -> dict[str, str]:
         "recalibration": lambda path: _draw_recalibration(path, tables["recalibration"]),
         "few_shots": lambda path: draw_few_shots(path, tables["few_shots"]),
         "starved": lambda path: _draw_starved(path, tables["starved"]),
+        "synthetic": lambda path: _draw_synthetic(path, tables["synthetic"]),
     }
     charts = {}
     for name, make in makers.items():
@@ -137,6 +139,15 @@ def _draw_starved(path: Path, table: pd.DataFrame) -> None:
     ticks = sorted(table["kept"].unique())
     labels = {"x": "Tuberculosis images in training", "y": "Recall"}
     draw_lines(path, title, note, found, labels, ticks)
+
+
+def _draw_synthetic(path: Path, table: pd.DataFrame) -> None:
+    table = table.assign(panel=table["place"], series=table["filled"], x=table["films"])
+    title = "AUROC by real tuberculosis films in training, and what fills them up"
+    note = "Bar: 95 % interval over patients and training runs. Chance: 50 %."
+    labels = {"x": "Real tuberculosis films in training", "y": "AUROC"}
+    ticks = sorted(table["films"].unique())
+    draw_lines(path, title, note, _interval_columns(table, "auroc"), labels, ticks)
 
 
 def _interval_columns(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -30,7 +30,7 @@ def write_page(
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True
     )
-    cells = {name: _markdown(name, table) for name, table in in_sections(tables).items()}
+    cells = {name: to_markdown(name, table) for name, table in in_sections(tables).items()}
     return environment.get_template("results.md").render(
         notice=NOTICE, tables=cells, charts=charts, findings=found, facts=facts
     )
@@ -66,7 +66,7 @@ def describe(records: Sequence[Record], commits: Sequence[str]) -> dict[str, str
     return {key: ", ".join(sorted(own)) or "none" for key, own in sets.items()}
 
 
-def _markdown(name: str, table: pd.DataFrame) -> str:
+def to_markdown(name: str, table: pd.DataFrame) -> str:
     """Return a table of the page, or that nothing was run."""
     if table.empty:
         return "Not run yet."
@@ -77,6 +77,7 @@ def _markdown(name: str, table: pd.DataFrame) -> str:
         "helps": _helps_markdown,
         "starved": _starved_markdown,
         "recalibration": _recalibration_markdown,
+        "synthetic": _synthetic_markdown,
         "few_shots": _few_shots_markdown,
         "runs": _runs_markdown,
     }[name]
@@ -196,6 +197,21 @@ def _starved_markdown(table: pd.DataFrame) -> Table:
         for row in table.sort_values(["kept", "balance"], ascending=[False, True]).to_dict(
             "records"
         )
+    ]
+    return head, rows
+
+
+def _synthetic_markdown(table: pd.DataFrame) -> Table:
+    shown = ("AUROC", "UAR", "recall of disease", "recall of normal")
+    head = ["from and to", "films", "filled up by", "runs", *shown, "change of AUROC", "of UAR"]
+    rows = [
+        [
+            *(str(row[key]) for key in ("place", "films", "filled", "runs")),
+            *(cell(row, FIGURES[name]) for name in shown),
+            changed(row, "auroc"),
+            changed(row, "uar"),
+        ]
+        for row in table.sort_values(["place", "films"], kind="stable").to_dict("records")
     ]
     return head, rows
 

@@ -16,7 +16,7 @@ from chest.evaluation.predictions import part_of
 from chest.evaluation.recalibration import recalibrate_layer, recalibrate_threshold
 from chest.evaluation.repeated import auroc_difference
 from chest.evaluation.roc import disease_scores
-from chest.reporting.real_runs import SEED, Group, RealRun, RealRuns, figures, spread
+from chest.reporting.real_runs import SEED, Group, RealRun, RealRuns, apart, figures, spread
 
 # Key of a system (name of the file of its answers, labels), and what it is called.
 SYSTEMS = {
@@ -93,6 +93,15 @@ HELP_NAMES = {
     "joint": "Shenzhen to Montgomery, with CT in training",
     "both": "within X-ray, both hospitals in training",
 }
+# By what few tuberculosis films are filled up; each is compared with the rule below.
+FILLED = {
+    "none": "nothing",
+    "duplicates": "duplicates",
+    "augmented": "augmented duplicates",
+    "mixup": "mixup within the class",
+    "diffusion": "a diffusion model",
+}
+FILLED_RULE = "duplicates"
 RECALIBRATED = ("everything", "lungs_crop")
 
 Tables = dict[str, pd.DataFrame]
@@ -107,6 +116,7 @@ def tabulate(runs: RealRuns) -> Tables:
         "helps": help_jobs,
         "starved": starved_jobs,
         "recalibration": recalibration_jobs,
+        "synthetic": synthetic_jobs,
     }
     jobs = [(name, job) for name, make in makers.items() for job in make(runs)]
     done = parallel_map(_work, [job for _, job in jobs])
@@ -219,6 +229,26 @@ def starved_row(run: RealRun) -> list[dict]:
     known |= {"tested": int((seen["actual"] == "tuberculosis").sum())}
     recalls = {f"recall_{label}": found.recall[label] for label in ("tuberculosis", "normal")}
     return [known | spread(recalls)]
+
+
+def synthetic_jobs(runs: RealRuns) -> list[Job]:
+    """What few tuberculosis films are filled up by: in the same hospital, and in another one."""
+    jobs, labels = [], {"part": "synthetic"}
+    for films in sorted({run.labels["films"] for run in runs.find(**labels)}):
+        found = {
+            method: runs.find(**labels, films=films, variant=f"filled by {method}")
+            for method in FILLED
+        }
+        for site, (split, place) in {
+            "Shenzhen": ("test", "within Shenzhen"),
+            "Montgomery": ("external", "Shenzhen to Montgomery"),
+        }.items():
+            groups = {method: apart(own, split) for method, own in found.items() if own}
+            for method, group in groups.items():
+                known = {"place": place, "films": films, "filled": FILLED[method]}
+                rule = None if method == FILLED_RULE else groups.get(FILLED_RULE)
+                jobs.append(partial(_row, known, group, "xray", site, rule))
+    return jobs
 
 
 def recalibration_jobs(runs: RealRuns) -> list[Job]:

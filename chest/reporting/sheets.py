@@ -15,7 +15,7 @@ from chest.data.regions import VISIBLE, VISIBLE_NAMES, visible_region
 from chest.reporting.drawing import LINE, WIDTH, count_lines, drawing, wrap
 from chest.reporting.wording import ANSWER_NAMES, percent
 
-SHEET_COLUMNS, MASK_COLUMNS = 4, 8
+SHEET_COLUMNS, MASK_COLUMNS, PAIRS = 4, 8, 4
 OUTLINE = (255, 140, 0)
 MISTAKES, MISTAKE_COLUMNS = 18, 3
 
@@ -53,6 +53,29 @@ def draw_masks(
             for row, accepted in shown["accepted"].items()
         ]
     _draw_parts(path, parts, MASK_COLUMNS, f"Outlines of the lungs. {note}")
+
+
+def draw_nearest(
+    path: Path, made: np.ndarray, images: np.ndarray, found: pd.DataFrame, note: str
+) -> None:
+    """Draw synthetic images, each left of the training image whose features are nearest.
+
+    Of each method and class those with the lowest, middle and highest percentiles. `made`, uint8
+    (n, side, side), has an image for each row of `found`: method, label, percentile, dropped, and
+    the row of the nearest one in `images`, uint8 (N, side, side).
+    """
+    parts = {}
+    for (method, label), rows in _groups(found, ["method", "label"]):
+        rows = rows.sort_values("percentile", kind="stable")
+        last = max(0, len(rows) - PAIRS)
+        for name, start in (("lowest", 0), ("middle", last // 2), ("highest", last)):
+            heading = f"{ANSWER_NAMES[label]}, {method}, {len(rows):,} images: {name} percentiles"
+            parts[heading] = []
+            for own in rows.iloc[start : start + PAIRS].itertuples():
+                caption = f"{own.percentile:.1f}" + "\ndropped" * own.dropped
+                parts[heading] += [(made[own.Index], caption), (images[own.row], "real")]
+    title = "Synthetic images, each with its percentile, left of the nearest training image. "
+    _draw_parts(path, parts, 2 * PAIRS, title + note)
 
 
 def _groups(table: pd.DataFrame, by: list[str]) -> Iterable[tuple[tuple, pd.DataFrame]]:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from chest.core.labels import LABELS, MODALITIES
-from chest.core.params import Text
+from chest.core.params import Count, Section, Text
 from chest.data.dataset import Dataset
 from chest.evaluation.predictions import Record, tabulate, write
 from chest.models.common.classification import (
@@ -42,6 +42,12 @@ from chest.training.selection import best_epoch, validation_figures
 from chest.training.settings import LoopSettings
 
 
+class SyntheticImages(Section):
+    """How many synthetic images of each class that there are join the training images."""
+
+    per_class: Count = 0
+
+
 class ClassifierSettings(LoopSettings):
     """What every training of a classifier of LABELS shares."""
 
@@ -51,6 +57,7 @@ class ClassifierSettings(LoopSettings):
     select_by: Literal["within", "uar", "worst"]
     calibrate: Literal["none", "temperature"]
     view: View
+    synthetic: SyntheticImages = SyntheticImages()
 
 
 class TrainingSettings(ClassifierSettings):

@@ -1,5 +1,6 @@
 """A fine-tuning stage from the packed images to the predictions, for any kind of classifier."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from accelerate import Accelerator
 from dvclive import Live
 from torch import nn
 
+from chest.core.errors import ParameterError
 from chest.core.files import replacing, write_table
 from chest.core.params import Params
 from chest.core.runtime import interrupt_note
 from chest.data.dataset import Dataset, read_dataset
+from chest.data.synthetic import add_synthetic, read_kept
 from chest.evaluation.predictions import CURVES, Record
 from chest.models.common.checkpoints import Source, find_checkpoint
 from chest.models.common.classification import ImageRows
@@ -45,7 +48,8 @@ class Setup:
     """What a fine-tuning stage starts from.
 
     ``system`` names the files that it writes, ``key`` the settings in error messages. ``accepted``:
-    the images that may be trained on and answered, bool (N,).
+    the images that may be trained on and answered, bool (N,). The last ``synthetic`` ones of the
+    data are synthetic.
     """
 
     system: str
@@ -57,6 +61,7 @@ class Setup:
     data: Dataset
     images: ImageStore
     accepted: np.ndarray
+    synthetic: int = 0
 
 
 def set_up(system: str, block: str, params: Params, kind: type[ClassifierSettings]) -> Setup:
@@ -68,10 +73,32 @@ def set_up(system: str, block: str, params: Params, kind: type[ClassifierSetting
     data = read_dataset("train", "val", "test", side=settings.image_size)
     accelerator = start(params.seed, params.system("precision", Precision))
     source = find_checkpoint(settings.checkpoint, settings.revision)
+    key, real = f"{params.profile}.{block}", len(data.table)
+    if settings.synthetic.per_class:
+        data = add_images(data, key, settings)
     masks, accepted = read_view_masks(data.table, settings.image_size, settings.view, params.seed)
     images = place_images(data.images, accelerator.device, masks, settings.view)
-    key = f"{params.profile}.{block}"
-    return Setup(system, key, params, settings, accelerator, source, data, images, accepted)
+    made = len(data.table) - real
+    return Setup(system, key, params, settings, accelerator, source, data, images, accepted, made)
+
+
+def add_images(data: Dataset, key: str, settings: ClassifierSettings) -> Dataset:
+    """Return `data` with the first ``per_class`` synthetic images of each class in training.
+
+    Raises ParameterError if there are fewer, or if the view needs masks, which they do not have.
+    """
+    count, key = settings.synthetic.per_class, f"{key}.synthetic.per_class"
+    if settings.view.needs_masks:
+        raise ParameterError(f"{key}: {count}, but synthetic images have no masks for the view")
+    table, images = read_kept(settings.image_size)
+    fewest = table["label"].value_counts().min() if len(table) else 0
+    if count > fewest:
+        raise ParameterError(
+            f"{key}: {count}, but `synthesize` made {fewest} that are no copies;"
+            " raise its per_class, or lower this"
+        )
+    chosen = table.groupby("label").cumcount().to_numpy() < count
+    return add_synthetic(data, table[chosen], images[chosen])
 
 
 def train_and_answer(
@@ -87,6 +114,9 @@ def train_and_answer(
     # The first does not change the result, the second only its rounding.
     parameters = settings.model_dump(exclude={"save_every", "micro_batch"})
     parameters |= {"seed": params.seed, **(more or {})}
+    if setup.synthetic:
+        own = data.images[-setup.synthetic :]
+        parameters["synthetic_images"] = hashlib.sha256(own.tobytes()).hexdigest()
     origin = fingerprint(setup.accelerator, setup.source, settings.image_size, parameters)
     states = States(setup.system, origin)
 
@@ -98,6 +128,7 @@ def train_and_answer(
         write_answers = objective.answer(setup.system, rows, setup.accepted[rows])
         details = {
             "trained_on": len(task.rows),
+            **({"synthetic": setup.synthetic} if setup.synthetic else {}),
             "best_epoch": best_epoch,
             "select_by": settings.select_by,
             "temperature": round(temperature, 4),

@@ -186,7 +186,9 @@ def finetune_image_text(system: str, name: str, params: Params, notes: bool) -> 
     descriptions, made = None, {}
     if notes:
         findings = params.section("prompts.annotations", AnnotationPrompts).findings
-        _, descriptions, made = read_annotations(setup.data.table, [*findings])
+        real = setup.data.table.iloc[: len(setup.data.table) - setup.synthetic]
+        _, descriptions, made = read_annotations(real, [*findings])
+        descriptions += [""] * setup.synthetic
     objective = ImageText(
         *(settings, setup.data, accelerator, setup.images, load_normalization(source)),
         siglip=siglip,

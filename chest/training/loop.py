@@ -5,10 +5,10 @@ What is trained is up to the `Objective`: a classifier, a segmentation network, 
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from chest.training.checkpointing import States
 from chest.training.sampling import draw_epoch
 from chest.training.settings import LoopSettings
 
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
+
 MAX_GRADIENT_NORM = 1.0  # the default of transformers; limits the damage of a bad batch
 
 
@@ -38,13 +41,14 @@ class Batch:
 
     ``images``: uint8 (B, side, side). ``rows``: their row numbers, int64 (B,). ``changes``: the
     augmentation of each, (B, K), for `augmentation.change`; None for none. ``progress``: the share
-    of the training that is done, from 0 to 1.
+    of the training that is done, from 0 to 1, and ``step`` the finished optimizer steps.
     """
 
     images: torch.Tensor
     rows: torch.Tensor
     changes: torch.Tensor | None
     progress: float
+    step: int = 0
 
 
 class Objective(Protocol):
@@ -65,7 +69,8 @@ class Task:
     """A model in training. ``key`` names the settings in error messages.
 
     ``rows``: the training images among ``images``, int64 (n,). ``weights``: the probability of
-    drawing each, float64 (n,); None draws each once per epoch.
+    drawing each, float64 (n,); None draws each equally often. ``average``: a moving average of the
+    parameters, which then is what is validated and kept.
     """
 
     key: str
@@ -76,11 +81,12 @@ class Task:
     rows: np.ndarray
     weights: np.ndarray | None
     objective: Objective
+    average: "EMAModel | None" = None
 
     @cached_property
     def steps(self) -> int:
         """Optimizer steps in an epoch."""
-        return -(-len(self.rows) // self.settings.batch_size)
+        return self.settings.epoch_steps or -(-len(self.rows) // self.settings.batch_size)
 
     @property
     def total(self) -> int:
@@ -101,6 +107,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     losses: torch.Tensor
     scaler: torch.amp.GradScaler | None = None
+    average: "EMAModel | None" = None
     epoch: int = 0
     step: int = 0
     curve: list[dict] = field(default_factory=list)
@@ -119,6 +126,7 @@ class TrainingState:
             "model": trainable_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler and self.scaler.state_dict(),
+            "average": self.average and self.average.state_dict(),
             "progress": [self.epoch, self.step, self.curve],
             "losses": self.losses,
             "best_weights": self.best_weights,
@@ -131,8 +139,15 @@ class TrainingState:
         self.model.load_state_dict(state["model"], strict=False)
         parameters = {int(i): x for i, x in state["optimizer"]["state"].items()}
         self.optimizer.load_state_dict(state["optimizer"] | {"state": parameters})
+        for parameter, own in self.optimizer.state.items():
+            for name, x in own.items():
+                if x.shape == parameter.shape:  # the fused optimizer wants their order in memory
+                    own[name] = torch.empty_like(parameter).copy_(x)
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.losses.device)
         self.epoch, self.step, self.curve = state["progress"]
         self.losses.copy_(state["losses"])
         self.best_weights = state["best_weights"]
@@ -182,7 +197,8 @@ def train(
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters that train and the buffers: frozen weights are in the checkpoint."""
-    frozen = {name for name, x in model.named_parameters() if not x.requires_grad}
+    parameters = model.named_parameters(remove_duplicate=False)  # tied weights have two names
+    frozen = {name for name, x in parameters if not x.requires_grad}
     return {name: x for name, x in model.state_dict().items() if name not in frozen}
 
 
@@ -239,7 +255,7 @@ def begin(task: Task, states: States) -> TrainingState:
     accelerator = task.accelerator
     losses = torch.zeros(task.steps, device=accelerator.device, dtype=float_type(accelerator))
     optimizer = make_optimizer(task.model, task.settings)
-    state = TrainingState(task.model, optimizer, losses, accelerator.scaler)
+    state = TrainingState(task.model, optimizer, losses, accelerator.scaler, task.average)
     found = states.load() if accelerator.is_main_process else None
     [found] = broadcast_object_list([found])
     if found is not None:
@@ -299,13 +315,15 @@ def train_epoch(
     shown = progress(left, "steps", len(left), silent=not accelerator.is_main_process)
     for i, images in zip(shown, task.images.stream(list(batches[state.step :])), strict=True):
         own = None if changes is None else changes[i]
-        batch = Batch(images, rows[i], own, state.done / task.total)
+        batch = Batch(images, rows[i], own, state.done / task.total, state.done)
         loss = train_step(task, parallel, batch)
         accelerator.clip_grad_norm_(parallel.parameters(), MAX_GRADIENT_NORM)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(task, state.done) * group["lr_scale"]
         optimizer.step()
         optimizer.zero_grad()
+        if task.average:
+            task.average.step(task.model.parameters())
         state.losses[i] = accelerator.reduce(loss, "mean")
         state.step = i + 1
         yield
@@ -334,7 +352,8 @@ def train_step(task: Task, parallel: nn.Module, batch: Batch) -> torch.Tensor:
     for start in range(0, size, micro):
         part = slice(start, start + micro)
         changes = None if batch.changes is None else batch.changes[part]
-        own = Batch(batch.images[part], batch.rows[part], changes, batch.progress)
+        images, rows = batch.images[part], batch.rows[part]
+        own = Batch(images, rows, changes, batch.progress, batch.step)
         last = start + micro >= size
         with nullcontext() if last else accelerator.no_sync(parallel):
             loss = task.objective.loss(parallel, own) * (len(own.images) / size)
@@ -349,7 +368,8 @@ def draw_share(task: Task, rng: np.random.Generator) -> tuple[np.ndarray, torch.
     Returns rows, int64 (steps, B), and changes on the device, (steps, B, K), or None.
     """
     accelerator, settings = task.accelerator, task.settings
-    drawn = task.rows[draw_epoch(len(task.rows), task.weights, settings.batch_size, rng)]
+    shape = (task.steps, settings.batch_size)
+    drawn = task.rows[draw_epoch(len(task.rows), task.weights, shape, rng)]
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     if settings.augment is None:
         return drawn[:, share], None
@@ -361,16 +381,32 @@ def finish_epoch(task: Task, state: TrainingState) -> None:
     """Validate, add a row to the curve, and keep the weights of the best epoch so far."""
     epoch, loss = state.epoch + 1, state.losses.mean().item()
     task.model.eval()
-    figures = task.objective.validate()
-    if not math.isfinite(loss + figures["val_loss"]):
-        raise ParameterError(
-            f"{task.key}.lr: {task.settings.lr}, but the loss of epoch {epoch} is not finite;"
-            " lower it"
-        )
-    row = {"epoch": epoch, "train_loss": loss, "val_loss": figures["val_loss"]}
-    row["learning_rate"] = learning_rate(task, state.done - 1)
-    state.curve.append(row | figures)
-    if task.objective.best_epoch(state.curve) == epoch:
-        weights = trainable_state(task.model)
-        state.best_weights = {name: x.detach().cpu().clone() for name, x in weights.items()}
+    with averaged(task):
+        figures = task.objective.validate()
+        if not math.isfinite(loss + figures["val_loss"]):
+            raise ParameterError(
+                f"{task.key}.lr: {task.settings.lr}, but the loss of epoch {epoch} is not finite;"
+                " lower it"
+            )
+        row = {"epoch": epoch, "train_loss": loss, "val_loss": figures["val_loss"]}
+        row["learning_rate"] = learning_rate(task, state.done - 1)
+        state.curve.append(row | figures)
+        if task.objective.best_epoch(state.curve) == epoch:
+            weights = trainable_state(task.model)
+            state.best_weights = {name: x.detach().cpu().clone() for name, x in weights.items()}
     state.epoch, state.step = epoch, 0
+
+
+@contextmanager
+def averaged(task: Task) -> Iterator[None]:
+    """Give the model the moving average of its parameters, if there is one, in this block."""
+    if task.average is None:
+        yield
+        return
+    parameters = [*task.model.parameters()]
+    task.average.store(parameters)
+    task.average.copy_to(parameters)
+    try:
+        yield
+    finally:
+        task.average.restore(parameters)

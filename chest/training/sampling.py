@@ -22,14 +22,13 @@ def sampling_weights(table: pd.DataFrame, balance: str) -> np.ndarray | None:
 
 
 def draw_epoch(
-    images: int, weights: np.ndarray | None, batch_size: int, rng: np.random.Generator
+    images: int, weights: np.ndarray | None, shape: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the batches of an epoch: numbers of training images, int64 (steps, batch_size).
+    """Draw the batches of an epoch: numbers of training images, int64 of `shape` (steps, B).
 
-    With `weights` images are drawn with replacement. Without, each is drawn once, and the last
-    batch is filled with the first images.
+    With `weights` images are drawn with replacement. Without, a random order of all images is cut,
+    or repeated, to fill the batches.
     """
-    shape = (-(-images // batch_size), batch_size)
     if weights is None:
         return np.resize(rng.permutation(images), shape)
     return rng.choice(images, shape, p=weights)

@@ -28,6 +28,7 @@ class LoopSettings(Section):
     batch_size: Positive
     micro_batch: Positive | None = None
     epochs: Positive
+    epoch_steps: Positive | None = None  # None: as many as it takes to see every image
     weight_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
     augment: Augment | None
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"]

@@ -127,6 +127,7 @@ class AnswerObjective(Selection):
             "trainable": describe_trainable(self.reader),
             **describe_asking(self.reader.asker),
             "method": self.settings.method,
+            "prior": self.reader.asker.settings.correction,
         }
 
     def answer(self, system: str, rows: np.ndarray, seen: np.ndarray) -> Callable[[Record], None]:

@@ -13,12 +13,13 @@ from support import failure, run_in, run_stage, write_params
 
 from chest.core import parallel
 from chest.core.labels import LABELS
-from chest.data import audit
+from chest.data import audit, synthetic
 from chest.data.dataset import MANIFEST_COLUMNS, SLICE_COLUMNS
 from chest.data.regions import VISIBLE
 from chest.evaluation import controls, few_shots, layers, predictions, probes
 from chest.evaluation.metrics import classification_metrics
 from chest.evaluation.predictions import Record
+from chest.evaluation.synthetic import FIGURES
 
 KINDS = {
     "finetune_siglip": "trained",
@@ -72,6 +73,7 @@ def make_study(folder, n=240, systems=KINDS, external=True):
         write_system(table, region, "trained", probes.FOLDER)
         write_across(table, region, rng)
     write_masks(table, rng)
+    write_synthetic_images(table, rng)
     shots = itertools.product(few_shots.METHODS, ("ct", "xray"), ("1", "all"), range(3))
     curves = [(*shot, uar) for shot, uar in zip(shots, rng.random(24), strict=True)]
     few_shots.write_curves("toy", pd.DataFrame(curves, columns=list(few_shots.COLUMNS)))
@@ -122,6 +124,18 @@ def write_vlm(table, key):
     layers.FOLDER.mkdir()
     scores = pd.DataFrame(figures, columns=list(layers.COLUMNS))
     scores.to_csv(layers.FOLDER / f"{key}.csv", index=False)
+
+
+def write_synthetic_images(table, rng):
+    """Write six synthetic images, of which the audit drops the first two."""
+    made = pd.DataFrame({"synthetic_id": [f"s{i}" for i in range(6)], "label": "tuberculosis"})
+    made = made.assign(modality="xray", method="diffusion", seed=0, guidance=1.5)
+    synthetic.write_synthetic(made, rng.integers(0, 256, (6, 32, 32)).astype(np.uint8), {32})
+    audited = made.reindex(columns=list(synthetic.AUDIT_COLUMNS)).assign(
+        nearest=table["image_id"].iloc[0], percentile=np.arange(6), dropped=np.arange(6) < 2
+    )
+    audited.to_csv(synthetic.SYNTHETIC_AUDIT, index=False)
+    FIGURES.write_text(json.dumps({"n": 6, "diffusion": {"tuberculosis_xray": {"dropped": 2}}}))
 
 
 def write_masks(table, rng):
@@ -231,6 +245,7 @@ def test_the_same_input_gives_the_same_bytes(runs):
         *("plots/probes_across.png", "plots/few_shots.png", "plots/probes.csv"),
         *("metrics/controls.json", "plots/controls.csv", "plots/layers.csv"),
         *("data/sheets/contact_sheet.png", "data/sheets/mistakes.png", "data/sheets/regions.png"),
+        "data/sheets/synthetic.png",
     ]
     assert [n for n in same if (first / n).read_bytes() != (second / n).read_bytes()] == []
 
@@ -264,6 +279,8 @@ def test_probes_across_sites_few_shots_and_masks(first):
     assert masks["ct"]["label"]["normal"]["accepted"] == 1
     assert masks["xray"]["site"]["Shenzhen"]["dice"] == 0.9  # not of training images
     assert "dice" not in masks["ct"]
+    own = read_json(first, "synthetic")["synthetic"]["diffusion"]["tuberculosis_xray"]
+    assert own["dropped"] == 2
     for chart in ("probes_across", "few_shots"):
         assert (first / f"plots/{chart}.png").exists()
 

@@ -26,10 +26,16 @@ def written(tmp_path_factory):
         shown = {"protocol": "shenzhen", "system": "finetuned", "fold": fold}
         for view, across in (("everything", 1 / 3), ("lungs_crop", 1 / 9)):
             planned.append(write_run(into, shown | {"view": view}, 0.2, across))
+    for method, wrong in (("duplicates", 0.4), ("diffusion", 0.2)):
+        for seed in range(2):
+            tried = shown | {"fold": 0, "part": "synthetic", "variant": f"filled by {method}"}
+            planned.append(write_run(into, tried | {"seed": seed, "films": 10}, wrong, 1 / 3))
     unfinished = write_run(into, both | {"seed": 2}, 0.9)
     planned += [unfinished | {"fold": fold} for fold in range(FOLDS)]
     write_plan(into, planned)
     (into / "README.md").write_text(README)
+    (into / "docs").mkdir()
+    (into / "docs/synthetic.md").write_text(README.replace("real", "synthetic"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "workers", lambda: 1)
         results.report(into, into / "docs", into / "README.md")
@@ -62,6 +68,20 @@ def test_differences_to_another_hospital_are_paired(written):
     assert np.isnan(whole["uar_change"])
     # The threshold comes from validation, where every fifth diseased film has a low score.
     assert table.loc[("within Shenzhen", "Whole image"), "sensitivity"] == 1
+
+
+def test_what_fills_up_few_films_is_compared_with_duplicates(written):
+    table = rows(written, "synthetic").set_index(["place", "filled"])
+    within, across = (table.loc[place] for place in ("within Shenzhen", "Shenzhen to Montgomery"))
+    assert [*within.index] == ["duplicates", "a diffusion model"]
+    assert (table["runs"] == 2).all()
+    assert [*within["images"], *across["images"]] == [20, 20, 36, 36]
+    assert within.loc["a diffusion model", "uar_change"] == pytest.approx(0.2)
+    assert across.loc["a diffusion model", "uar_change"] == 0
+    assert np.isnan(within.loc["duplicates", "uar_change"])
+    page = (written / "docs/synthetic.md").read_text()
+    assert "| within Shenzhen | 10 | a diffusion model | 2 |" in page
+    assert (written / "docs/results/synthetic.png").exists()
 
 
 def test_the_page_states_limits_first_and_what_is_missing(written):

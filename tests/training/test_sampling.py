@@ -27,7 +27,7 @@ def test_groups_are_drawn_equally_often(balance, columns, groups):
     weights = sampling_weights(TABLE, balance)
     shares = pd.Series(weights).groupby([TABLE[column] for column in columns]).sum()
     assert shares.tolist() == pytest.approx([1 / groups] * groups)
-    drawn = draw_epoch(100, weights, 5000, np.random.default_rng(0))
+    drawn = draw_epoch(100, weights, (20, 5000), np.random.default_rng(0))
     counts = TABLE.iloc[drawn.ravel()].value_counts(columns, normalize=True)
     assert counts.tolist() == pytest.approx([1 / groups] * groups, abs=0.03)
 
@@ -35,7 +35,7 @@ def test_groups_are_drawn_equally_often(balance, columns, groups):
 def test_without_weights_each_image_comes_once_and_the_last_batch_is_filled():
     assert sampling_weights(TABLE, "none") is None
     assert sampling_weights(TABLE, "logit_adjusted") is None
-    drawn = draw_epoch(100, None, 8, np.random.default_rng(0))
+    drawn = draw_epoch(100, None, (13, 8), np.random.default_rng(0))
     assert drawn.shape == (13, 8)
     assert sorted(drawn.ravel()[:100]) == list(range(100))
     assert drawn.ravel()[100:].tolist() == drawn.ravel()[:4].tolist()
@@ -44,7 +44,9 @@ def test_without_weights_each_image_comes_once_and_the_last_batch_is_filled():
 @pytest.mark.parametrize("balance", ["none", "class"])
 def test_the_generator_decides_what_is_drawn(balance):
     weights = sampling_weights(TABLE, balance)
-    one, same, other = (draw_epoch(100, weights, 8, np.random.default_rng(s)) for s in (1, 1, 2))
+    one, same, other = (
+        draw_epoch(100, weights, (13, 8), np.random.default_rng(s)) for s in (1, 1, 2)
+    )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 

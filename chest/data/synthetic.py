@@ -1,0 +1,88 @@
+"""Synthetic images: made from training images, and added to training only, never to be answered."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from chest.core.errors import InputError, Problem
+from chest.core.files import REMEDY, read_table, replacing, write_table
+from chest.data.dataset import Dataset, open_packed
+from chest.data.pictures import resize_grey
+
+SYNTHETIC = Path("data/synthetic")
+SYNTHETIC_INDEX = SYNTHETIC / "manifest.csv"
+SYNTHETIC_COLUMNS = ("synthetic_id", "label", "modality", "method", "seed", "guidance")
+SYNTHETIC_AUDIT = Path("data/synthetic_audit.csv")
+AUDIT_COLUMNS = (
+    *("synthetic_id", "label", "modality", "method"),
+    *("hash_nearest", "bits"),  # training image of the nearest perceptual hash
+    *("nearest", "distance", "ratio", "percentile"),  # training image of the nearest features
+    *("test_nearest", "test_distance", "near_copy", "dropped"),
+)
+SITE = "synthetic"  # of the rows that `add_synthetic` appends
+
+
+def resize_images(images: np.ndarray, side: int) -> np.ndarray:
+    """Resize uint8 images (n, any side, the same) to (n, side, side), as real ones are resized."""
+    if images.shape[-1] == side:
+        return images
+    resized = [resize_grey(Image.fromarray(image), side) for image in images]
+    return np.array(resized, np.uint8).reshape(-1, side, side)
+
+
+def write_synthetic(table: pd.DataFrame, images: np.ndarray, sides: set[int]) -> None:
+    """Write data/synthetic/: `table` (SYNTHETIC_COLUMNS) and its `images`, for each of `sides`.
+
+    `images` are uint8 (n, side, side); row i belongs to row i of `table`.
+    """
+    with replacing(SYNTHETIC) as folder:
+        folder.mkdir()
+        write_table(folder / SYNTHETIC_INDEX.name, table[list(SYNTHETIC_COLUMNS)])
+        for side in sides:
+            np.save(folder / f"{side}.npy", resize_images(images, side))
+
+
+def read_synthetic(side: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the table of synthetic images, all strings, and the images, uint8 (n, side, side).
+
+    Raises InputError if the files are missing, damaged, or not of this side.
+    """
+    table = read_table(SYNTHETIC_INDEX, SYNTHETIC_COLUMNS)
+    return table, open_packed(SYNTHETIC / f"{side}.npy", (len(table), side, side))
+
+
+def read_audited(side: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the audit of the synthetic images (AUDIT_COLUMNS), and the images as `read_synthetic`.
+
+    Raises InputError if the audit is missing, or of other images.
+    """
+    table, images = read_synthetic(side)
+    audit = read_table(SYNTHETIC_AUDIT, AUDIT_COLUMNS)
+    if list(audit["synthetic_id"]) != list(table["synthetic_id"]):
+        expected = f"the {len(table)} images of {SYNTHETIC_INDEX}"
+        raise InputError([Problem(SYNTHETIC_AUDIT, "other images", expected, REMEDY)])
+    audit = audit.astype({"percentile": float}).assign(dropped=audit["dropped"] == "True")
+    return audit, images
+
+
+def read_kept(side: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return what `read_synthetic` does, without the near-copies that `audit_synthetic` drops.
+
+    Of methods other than diffusion nothing is dropped, and no audit is needed.
+    """
+    table, images = read_synthetic(side)
+    if not table["method"].eq("diffusion").any():
+        return table, images
+    kept = ~read_audited(side)[0]["dropped"].to_numpy()
+    return table[kept].reset_index(drop=True), images[kept]
+
+
+def add_synthetic(data: Dataset, table: pd.DataFrame, images: np.ndarray) -> Dataset:
+    """Return `data` with synthetic images behind its own, in the split ``train``."""
+    names = table["synthetic_id"]
+    rows = table[["label", "modality"]].assign(image_id=names, patient_id=names, site=SITE)
+    rows = rows.assign(split="train").reindex(columns=data.table.columns, fill_value="")
+    whole = pd.concat([data.table, rows], ignore_index=True)
+    return Dataset(whole, np.concatenate([data.images, images]))
