@@ -99,7 +99,7 @@ def load_show(
 
     None for a model that sees them as they are.
     """
-    if view == View():
+    if view.shows_all:
         return None
     segmenter = None
     if view.needs_masks:

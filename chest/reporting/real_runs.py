@@ -85,6 +85,7 @@ class RealRuns:
     """All finished runs below a folder, and the labels of the planned ones."""
 
     def __init__(self, into: Path):
+        self.into = into
         self.planned: list[dict] = json.loads((into / PLANNED).read_text(encoding="utf-8"))
         folders = sorted(path.parent for path in (into / "runs").rglob(DONE))
         self.runs = [run for folder in folders for run in read_runs(folder)]

@@ -40,7 +40,8 @@ def report(into: Path, docs: Path, readme: Path) -> None:
     facts = describe([run.record for run in runs.runs], [run.commit for run in runs.runs])
     write_text(docs / "results.md", write_page(tables, charts, found, facts))
     fill(readme, "real", "\n".join(f"- {line}" for line in found))
-    fill(docs / "synthetic.md", "synthetic", to_markdown("synthetic", tables["synthetic"]))
+    for name in ("synthetic", "synthetic_quality"):
+        fill(docs / "synthetic.md", name, to_markdown(name, tables[name]))
 
 
 def fill(page: Path, name: str, text: str) -> None:

@@ -78,6 +78,7 @@ def to_markdown(name: str, table: pd.DataFrame) -> str:
         "starved": _starved_markdown,
         "recalibration": _recalibration_markdown,
         "synthetic": _synthetic_markdown,
+        "synthetic_quality": _quality_markdown,
         "few_shots": _few_shots_markdown,
         "runs": _runs_markdown,
     }[name]
@@ -212,6 +213,21 @@ def _synthetic_markdown(table: pd.DataFrame) -> Table:
             changed(row, "uar"),
         ]
         for row in table.sort_values(["place", "films"], kind="stable").to_dict("records")
+    ]
+    return head, rows
+
+
+def _quality_markdown(table: pd.DataFrame) -> Table:
+    shown = {"precision": "precision", "recall": "recall", "told from real": "probe_auroc"}
+    head = ["films", "filled up by", "n", "near-copies", "KID", *shown]
+    rows = [
+        [
+            *(str(row[key]) for key in ("films", "filled", "n")),
+            str(max(row["near_by_hash"], row["near_by_features"])),
+            f"{row['kid']:.2f} ± {row['kid_sd']:.2f} (real {row['real_kid']:.2f})",
+            *(f"{row[key]:.2f} (real {row[f'real_{key}']:.2f})" for key in shown.values()),
+        ]
+        for row in table.to_dict("records")
     ]
     return head, rows
 

@@ -1,9 +1,11 @@
 """The tables of the results on real lungs, from the predictions that `tools/real.py` stored."""
 
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -126,7 +128,8 @@ def tabulate(runs: RealRuns) -> Tables:
     tables = {name: pd.DataFrame(own) for name, own in rows.items()}
     if len(tables["systems"]):
         tables["systems"] = in_order(tables["systems"], place=[*PLACES], system=[*SYSTEMS])
-    return tables | {"few_shots": few_shot_curves(runs), "runs": run_table(runs)}
+    tables |= {"few_shots": few_shot_curves(runs), "runs": run_table(runs)}
+    return tables | {"synthetic_quality": synthetic_quality(runs.into)}
 
 
 def _work(job: Job) -> list[dict]:
@@ -249,6 +252,17 @@ def synthetic_jobs(runs: RealRuns) -> list[Job]:
                 rule = None if method == FILLED_RULE else groups.get(FILLED_RULE)
                 jobs.append(partial(_row, known, group, "xray", site, rule))
     return jobs
+
+
+def synthetic_quality(into: Path) -> pd.DataFrame:
+    """Return what `audit_synthetic` found of the images that fill tuberculosis up."""
+    rows = []
+    for method, name in FILLED.items():
+        for path in into.glob(f"audit/{method}/*/data/synthetic_audit.json"):
+            found = json.loads(path.read_text(encoding="utf-8"))[method]["tuberculosis_xray"]
+            floor = {f"real_{key}": value for key, value in found.pop("floor").items()}
+            rows.append({"films": int(path.parts[-3]), "filled": name, **found, **floor})
+    return pd.DataFrame(sorted(rows, key=lambda row: row["films"]))
 
 
 def recalibration_jobs(runs: RealRuns) -> list[Job]:

@@ -1,12 +1,16 @@
 """Errors of the device are told as such, wherever they arise."""
 
+import numpy as np
 import pytest
 import torch
+from transformers import core_model_loading
 
 from chest.core import runtime
-from chest.models.common.checkpoints import Source
+from chest.models.common.batch_inference import infer
+from chest.models.common.checkpoints import Source, find_checkpoint
 from chest.models.common.device import start
 from chest.models.common.memory import explain, is_out_of_memory
+from chest.models.vlm.model import load_vlm
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -27,6 +31,42 @@ def test_a_full_memory_ends_with_one_line_that_names_the_device(error):
         runtime.run(main)
     assert "GiB free; lower batch_size" in end.value.code
     assert len(end.value.code.splitlines()) == 1
+
+
+def test_a_gpu_that_others_have_filled(monkeypatch):
+    """Asking how much memory is free then fails as well."""
+
+    def fail():
+        raise FULL[1]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "T4")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    assert "the GPU has not even room for CUDA itself; lower batch_size" in explain(FULL[1])
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_full_memory_while_weights_are_loaded(checkpoints, monkeypatch, error):
+    """transformers turns some errors of loading into its own."""
+    accelerator = start(None)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", fail)
+    source = find_checkpoint(str(checkpoints / "qwen"), "main")
+    with pytest.raises(SystemExit, match="out of memory: "):
+        runtime.run(lambda: load_vlm(accelerator, source, 56))
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_batch_is_halved_whatever_says_that_the_memory_is_full(error):
+    def answer(rows):
+        if len(rows) > 2:
+            raise error
+        return torch.from_numpy(rows)
+
+    assert infer(start(None), [np.arange(6)], answer) == {row: row for row in range(6)}
 
 
 def test_a_bug_keeps_its_traceback():

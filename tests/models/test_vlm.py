@@ -161,6 +161,19 @@ def test_a_score_is_the_log_likelihood_of_the_answer(vlm, side):
     torch.testing.assert_close(likelihoods(vlm, images, share=False), scores, atol=1e-9, rtol=0)
 
 
+def test_a_window_shorter_than_the_prompt_hides_what_is_far(checkpoints, images, tmp_path):
+    folder = shutil.copytree(checkpoints / "medgemma", tmp_path / "medgemma")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 24
+    (folder / "config.json").write_text(json.dumps(config))
+    vlm = load(folder)
+    expected = [[plain_likelihood(vlm, image, "normal") for image in images[:2]]]
+    found = likelihoods(vlm, images[:2], [["normal"]])
+    np.testing.assert_allclose(found.T, expected, rtol=0, atol=1e-5)
+    wide = likelihoods(load(checkpoints / "medgemma"), images[:2], [["normal"]])
+    assert (wide - found).abs().min() > 1e-4
+
+
 def test_a_question_without_image_is_text_alone(vlm):
     answers = [answer for own in CLASSES for answer in own]
     expected = [[plain_likelihood(vlm, None, answer) for answer in answers]]

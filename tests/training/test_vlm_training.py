@@ -1,24 +1,30 @@
 """Fine-tuning of a vision-language model: what trains, by which likelihood, and what is kept."""
 
 import json
+import os
+import signal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from case import write_case
+from processes import exit_code, forked, run_in_two_processes
 from safetensors.torch import load_file
 from support import ROOT, run_stage, write_params
 from torch.nn.functional import cross_entropy
 
 from chest.core.errors import ChestError, ParameterError
+from chest.core.labels import LABELS
 from chest.core.params import load_params
 from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import start
-from chest.models.vlm.adapter import LoraSettings, add_adapters, target_modules
+from chest.models.vlm.adapter import LoraSettings, add_adapters, load_adapter, target_modules
 from chest.models.vlm.asking import VlmPrompts
 from chest.models.vlm.likelihood import class_likelihoods, encode, prepare_question
 from chest.models.vlm.model import load_vlm
 from chest.models.vlm.trained import load_adapted_predictor
+from chest.training import loop
 from chest.training.loop import Batch
 from chest.training.vlm import (
     AnswerObjective,
@@ -95,7 +101,9 @@ def test_what_is_named_trains_and_nothing_else(
     changes = {"method": method, "lora": LORA | {"vision": vision}, "checkpointing": checkpointing}
     (reader, _), _ = make_reader(checkpoints / name, **changes)
     named = {name for name, x in reader.named_parameters() if x.requires_grad}
-    assert any("language_model.layers.1.mlp.down_proj.lora_B" in name for name in named)
+    assert all("lora_" in name or name.startswith("head.") for name in named)
+    assert sum("language_model.layers" in name for name in named) == 2 * 7 * 2
+    assert {*loop.trainable_state(reader)} == named  # without tied weights that are frozen
     assert any("vis" in name for name in named) == (vision != "none")
     assert any(name.startswith("head") for name in named) == (method == "head")
     before = {name: x.clone() for name, x in reader.state_dict().items()}
@@ -110,13 +118,16 @@ def test_what_is_named_trains_and_nothing_else(
     assert changed == named
 
 
-def test_checkpointing_changes_no_gradient(checkpoints, shown):
-    gradients = []
+def test_checkpointing_computes_twice_and_changes_no_gradient(checkpoints, shown):
+    gradients, calls = [], []
     for checkpointing in (False, True):
         (reader, _), _ = make_reader(checkpoints / "qwen", checkpointing=checkpointing)
+        layer = reader.network.model.language_model.layers[0].mlp
+        layer.register_forward_pre_hook(lambda *_, c=checkpointing: calls.append(c))
         reader.train()(*shown, None).log_softmax(1)[:, 0].sum().backward()
         gradients.append([x.grad for x in reader.parameters() if x.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert [calls.count(c) for c in (False, True)] == [2, 4]  # for each of two modalities
 
 
 def test_adapters_of_bf16_weights_are_fp32(checkpoints):
@@ -137,37 +148,101 @@ def test_a_merger_without_linear_layers_is_told(checkpoints):
 # --- The stage -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["words", "head"])
-def test_a_stage_trains_and_its_adapters_predict(
-    checkpoint, checkpoints, tmp_path, monkeypatch, method
-):
-    write_case(tmp_path, checkpoint)
-    own = settings(checkpoints / "qwen", method=method, image_size=32, micro_batch=2)
-    write_params(tmp_path, **{f"phantom.{SYSTEM}": own.model_dump()})
-    monkeypatch.chdir(tmp_path)
-    run_stage(SYSTEM)
-    first = {path: path.read_bytes() for path in tmp_path.glob("data/*/finetune_qwen.*")}
-    assert len(first) == 4  # predictions and record, curve, controls
-    record = json.loads((tmp_path / f"data/predictions/{SYSTEM}.json").read_text())
+def write_vlm_case(folder, checkpoint, checkpoints, method):
+    write_case(folder, checkpoint)
+    own = settings(checkpoints / "qwen", method=method, image_size=32, micro_batch=2, save_every=4)
+    own = own.model_copy(update={"checkpointing": True})
+    write_params(folder, **{f"phantom.{SYSTEM}": own.model_dump()})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint, checkpoints, tmp_path_factory):
+    """A folder in which the stage has trained it to answer in words; to be read only."""
+    folder = write_vlm_case(tmp_path_factory.mktemp("vlm"), checkpoint, checkpoints, "words")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_stage(SYSTEM)
+    return folder
+
+
+@pytest.fixture
+def case(checkpoint, checkpoints, tmp_path, monkeypatch):
+    """A folder with the inputs of `trained`, as working directory."""
+    monkeypatch.chdir(write_vlm_case(tmp_path, checkpoint, checkpoints, "words"))
+    return tmp_path
+
+
+def outputs(folder):
+    """Return the predictions, their record, the curve, the controls, and the adapters."""
+    paths = [*folder.glob(f"data/*/{SYSTEM}.*"), *(folder / "models" / SYSTEM).iterdir()]
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
+
+
+def check_stage(folder):
+    """Check the record and the adapters, and that they answer as the stage did."""
+    record = json.loads((folder / f"data/predictions/{SYSTEM}.json").read_text())
     assert "self_attn.q_proj.lora_A (2)" in record["details"]["trainable"]
     assert "visual" not in record["details"]["trainable"]
-    folder = tmp_path / "models" / SYSTEM
-    stored = load_file(folder / "adapter_model.safetensors")
+    assert record["details"]["prior"] == "none"
+    stored = load_file(folder / "models" / SYSTEM / "adapter_model.safetensors")
     assert all("lora" in name for name in stored)
     assert all(weights.any() for weights in stored.values())
 
-    predictor = load_adapted_predictor(folder, load_params())
-    images = np.load("data/images/32.npy")
+    predictor = load_adapted_predictor(folder / "models" / SYSTEM, load_params())
     rows = np.array([52, 60])
-    said = predictor.classify(images, rows, ["ct", "ct"])
-    written = np.loadtxt(
-        f"data/predictions/{SYSTEM}.csv", delimiter=",", skiprows=1, usecols=(4, 5, 6)
-    )
-    np.testing.assert_allclose(said, written[rows - 36], atol=2e-6)
+    said = predictor.classify(np.load(folder / "data/images/32.npy"), rows, ["ct", "ct"])
+    written = pd.read_csv(folder / f"data/predictions/{SYSTEM}.csv")[[*LABELS]]
+    np.testing.assert_allclose(said, written.iloc[rows - 36], atol=2e-6)
 
-    if method == "words":
-        run_stage(SYSTEM)
-        assert {path: path.read_bytes() for path in first} == first
-        (folder / "answering.json").unlink()
-        with pytest.raises(ChestError, match="no adapter there"):
-            load_adapted_predictor(folder, load_params())
+
+def test_a_stage_trains_and_its_adapters_predict(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    check_stage(trained)
+    assert {path.parts[:2] for path in outputs(trained)} == {
+        *(("data", name) for name in ("predictions", "training", "controls")),
+        ("models", SYSTEM),
+    }
+
+
+def test_a_head_in_place_of_words_trains_and_predicts(
+    checkpoint, checkpoints, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(write_vlm_case(tmp_path, checkpoint, checkpoints, "head"))
+    run_stage(SYSTEM)
+    check_stage(tmp_path)
+    record = json.loads((tmp_path / f"data/predictions/{SYSTEM}.json").read_text())
+    assert "head.weight (1)" in record["details"]["trainable"]
+
+
+@forked
+def test_kill_and_resume_gives_the_same_bytes(case, trained, monkeypatch, capsys):
+    plain, steps = loop.train_step, []
+
+    def killed(*arguments):
+        steps.append(1)
+        if len(steps) == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", killed)
+    assert exit_code(lambda: run_stage(SYSTEM)) == -signal.SIGKILL
+    monkeypatch.setattr(loop, "train_step", plain)
+    run_stage(SYSTEM)
+    assert "Resuming after step 4 of 12" in capsys.readouterr().out
+    assert outputs(case) == outputs(trained)
+
+
+@forked
+def test_two_processes_learn_what_one_learns(case, trained):
+    run_in_two_processes(SYSTEM)
+    record = json.loads((case / f"data/predictions/{SYSTEM}.json").read_text())
+    assert record["processes"] == 2
+    for name in ("training", "predictions", "controls"):
+        one, two = (pd.read_csv(x / f"data/{name}/{SYSTEM}.csv") for x in (trained, case))
+        pd.testing.assert_frame_equal(one, two, atol=1e-4, rtol=0)
+
+
+def test_missing_adapters_are_told(tmp_path):
+    with pytest.raises(ChestError, match="no adapter there"):
+        load_adapter(start(0, "fp64"), tmp_path, 1)

@@ -44,8 +44,11 @@ def explain(error: BaseException) -> str | None:
 def describe_memory() -> str:
     """Return the name of the device in use, and how much of its memory is free."""
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        name = torch.cuda.get_device_name()
+        try:
+            name = torch.cuda.get_device_name()
+            free, total = torch.cuda.mem_get_info()
+        except RuntimeError:
+            return "the GPU has not even room for CUDA itself"
     else:
         page = os.sysconf("SC_PAGE_SIZE")
         free, total = (page * os.sysconf(f"SC_{x}PHYS_PAGES") for x in ("AV", ""))

@@ -37,6 +37,11 @@ class View(Section):
         return self
 
     @property
+    def shows_all(self) -> bool:
+        """Whether images are shown as they are."""
+        return self.visible == "everything" and not self.crop and self.grey == "as_is"
+
+    @property
     def needs_masks(self) -> bool:
         """Whether a lung mask is needed for each image."""
         return self.crop or self.visible in ("lungs", "no_lungs", "mask")
@@ -196,10 +201,11 @@ def _cumulated(images: torch.Tensor, visible: torch.Tensor | None) -> torch.Tens
 
 
 def _stretch(cumulated: torch.Tensor) -> torch.Tensor:
-    percents = cumulated.new_tensor([LOW, HIGH])
-    # The lowest level with at least so many pixels at or below it.
-    reached = 100 * cumulated[:, None] >= percents[:, None] * cumulated[:, None, -1:]
-    low, high = reached.int().argmax(2, keepdim=True).unbind(1)
+    low, high = (
+        # The lowest level with at least so many pixels at or below it.
+        (100 * cumulated >= percent * cumulated[:, -1:]).int().argmax(1, keepdim=True)
+        for percent in (LOW, HIGH)
+    )
     levels = torch.arange(256, device=cumulated.device)
     return _divide(255 * (levels - low), high - low).clamp(0, 255)
 

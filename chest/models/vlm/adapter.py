@@ -67,14 +67,18 @@ def add_adapters(vlm: Vlm, settings: LoraSettings, seed: int) -> PeftModel:
         # A pattern: peft would save a list in random order.
         target_modules="|".join(map(re.escape, target_modules(vlm, settings))),
     )
-    with warnings.catch_warnings():  # peft asks transformers by a name that will go
-        warnings.simplefilter("ignore", FutureWarning)
+    with silent():
         adapted = get_peft_model(vlm.model, config)
     rng = np.random.default_rng(seed)
     for name, weights in adapted.named_parameters():
         if "lora_A" in name:  # as peft draws them, but the same on every machine
             fill_uniform(weights, rng)
     return adapted
+
+
+def silent() -> warnings.catch_warnings:
+    """Silence peft, which asks transformers by a name that will go."""
+    return warnings.catch_warnings(action="ignore", category=FutureWarning)
 
 
 @torch.no_grad()
@@ -149,7 +153,7 @@ def load_adapter(
     source = find_checkpoint(answering.checkpoint, answering.revision)
     vlm = load_vlm(accelerator, source, answering.image_size)
     own = find_checkpoint(str(folder), "main")
-    with own.reading("adapter", RuntimeError, TypeError):
+    with own.reading("adapter", RuntimeError, TypeError), silent():
         PeftModel.from_pretrained(vlm.model, str(folder)).eval()
         head = None
         if answering.method == "head":
