@@ -1,5 +1,7 @@
 """The report on real lungs, from made-up answers whose figures are known."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,7 +37,14 @@ def written(tmp_path_factory):
     write_plan(into, planned)
     (into / "README.md").write_text(README)
     (into / "docs").mkdir()
-    (into / "docs/synthetic.md").write_text(README.replace("real", "synthetic"))
+    pages = [README.replace("real", name) for name in ("synthetic", "synthetic_quality")]
+    (into / "docs/synthetic.md").write_text("".join(pages))
+    audit = into / "audit/diffusion/10/data/synthetic_audit.json"
+    audit.parent.mkdir(parents=True)
+    figures = {"kid": 3.5, "kid_sd": 0.5, "precision": 0.1, "recall": 0.2, "probe_auroc": 0.9}
+    near = {"n": 157, "near_by_hash": 2, "near_by_features": 3}
+    found = near | figures | {"floor": figures | {"kid": 0.25}}
+    audit.write_text(json.dumps({"n": 157, "diffusion": {"tuberculosis_xray": found}}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "workers", lambda: 1)
         results.report(into, into / "docs", into / "README.md")
@@ -81,6 +90,7 @@ def test_what_fills_up_few_films_is_compared_with_duplicates(written):
     assert np.isnan(within.loc["duplicates", "uar_change"])
     page = (written / "docs/synthetic.md").read_text()
     assert "| within Shenzhen | 10 | a diffusion model | 2 |" in page
+    assert "| 10 | a diffusion model | 157 | 3 | 3.50 ± 0.50 (real 0.25) |" in page
     assert (written / "docs/results/synthetic.png").exists()
 
 
