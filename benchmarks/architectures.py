@@ -130,7 +130,7 @@ def efficientnet_b0(size: str) -> EfficientNetConfig:
     width = 1.0 if size == "full" else 0.25
     return EfficientNetConfig(
         width_coefficient=width,
-        depth_coefficient=1.0,
+        depth_coefficient=0.2 if size == "tiny" else 1.0,
         image_size=SIDE,
         hidden_dim=int(1280 * width),
         dropout_rate=0.2,

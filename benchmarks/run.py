@@ -108,10 +108,11 @@ def tabulate(rows: list[Row]) -> str:
 
 def tabulate_systems(systems: list[dict]) -> str:
     """Each system's training as a line of a table."""
-    head = ["trained for an epoch", "rate", "memory", "runs", "largest difference of a weight"]
+    head = ["trained for an epoch", "n", "rate", "memory", "runs", "largest difference of a weight"]
     lines = [
         [
             system["name"],
+            f"{system['n']:,}",
             rate(system["seconds"], "images"),
             system["memory"],
             str(len(system["seconds"])),

@@ -1,14 +1,16 @@
 """Training: our loop against the Hugging Face Trainer, and each system at its full size."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
-from architectures import SIDE, write_encoder
+from architectures import SIDE, make_reader, write_encoder
 from measure import Row, peak_memory, seconds
 from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
@@ -22,11 +24,15 @@ from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import start
 from chest.models.common.image_store import place_images
 from chest.models.encoders import load_classifier
+from chest.models.vlm.asking import VlmPrompts
 from chest.training import loop
+from chest.training import vlm as vlm_training
 from chest.training.classification import TrainingSettings
 from chest.training.finetuning import Setup, load_classification, make_task
+from chest.training.vlm import AnswerObjective, VlmTrainingSettings, load_reader
 
 PARAMS = load_params(Path(__file__).resolve().parents[1] / "params.yaml")
+PROMPTS = PARAMS.section("prompts.vlm", VlmPrompts)
 SYSTEMS = {
     "siglip": "study.finetune_siglip",
     "resnet50": "study.finetune_cnn.resnet50",
@@ -36,19 +42,23 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many images train and validate, in one epoch; the side of the picture files."""
+    """How many images train and validate, in one epoch; the side of the picture files.
+
+    ``asked``: how many of them train and validate a vision-language model.
+    """
 
     train: int
     val: int
+    asked: int
     side: int
     batch: int
     repeats: int
 
 
 SIZES = {
-    "full": Sizes(2_560, 256, 512, 32, 5),
-    "small": Sizes(320, 32, 512, 32, 5),
-    "tiny": Sizes(12, 6, 64, 4, 1),
+    "full": Sizes(2_560, 256, 256, 512, 32, 5),
+    "small": Sizes(320, 32, 64, 512, 32, 5),
+    "tiny": Sizes(8, 4, 4, 64, 4, 1),
 }
 
 
@@ -62,16 +72,16 @@ class NoStates:
         pass
 
 
-def make_data(sizes: Sizes) -> Dataset:
+def make_data(train: int, val: int) -> Dataset:
     """Return random images of all three classes."""
-    n = sizes.train + sizes.val
+    n = train + val
     table = pd.DataFrame(
         {
             "image_id": range(n),
             "label": np.resize(LABELS, n),
             "modality": np.resize(["ct", "ct", "xray"], n),
             "site": "x",
-            "split": ["train"] * sizes.train + ["val"] * sizes.val,
+            "split": ["train"] * train + ["val"] * val,
         }
     )
     images = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE), dtype=np.uint8)
@@ -98,13 +108,30 @@ def prepare_ours(size: str, data: Dataset, family: str, folder: Path) -> loop.Ta
     return make_task(setup, *load_classification(setup))
 
 
+def prepare_language(size: str, data: Dataset) -> loop.Task:
+    """Return finetune_qwen's training as its stage makes it, of one epoch."""
+    key, batch, accelerator = "study.finetune_qwen", SIZES[size].batch, start(0)
+    changes = {"warmup_steps": 0, "epochs": 1, "save_every": 10**9, "batch_size": batch}
+    settings = PARAMS.section(key, VlmTrainingSettings).model_copy(update=changes)
+    vlm = make_reader(size, accelerator)
+    with mock.patch.object(vlm_training, "load_vlm", return_value=vlm):
+        reader, adapted = load_reader(accelerator, vlm.source, PROMPTS, settings, 0)
+    images = place_images(data.images, accelerator.device)
+    accepted = np.ones(len(data.table), bool)
+    shared = (settings, accelerator, vlm.source, data, images, accepted)
+    setup = Setup("finetune_qwen", key, PARAMS, *shared)
+    shared = (settings, data, accelerator, images, vlm.normalization)
+    return make_task(setup, reader, AnswerObjective(*shared, reader, adapted))
+
+
 def train_ours(task: loop.Task) -> None:
     loop.train(task, 0, NoStates(), lambda row: None)
 
 
 def measure_training(size: str) -> list[Row]:
     """Time trainings of SigLIP with their validation, without loading, against the Trainer's."""
-    sizes, data = SIZES[size], make_data(SIZES[size])
+    sizes = SIZES[size]
+    data = make_data(sizes.train, sizes.val)
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "siglip")
@@ -128,24 +155,31 @@ def measure_systems(size: str) -> list[dict]:
     Returns for each its name, seconds an image of each run, memory, and the largest difference of a
     weight between runs.
     """
-    sizes, data, found = SIZES[size], make_data(SIZES[size]), []
+    sizes, found = SIZES[size], []
+    data = make_data(sizes.train, sizes.val)
     for family in SYSTEMS:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, family)
             write_encoder(folder, family, size)
-            memory = peak_memory(
-                lambda f=family, p=folder: train_ours(prepare_ours(size, data, f, p))
-            )
-            times, ended = [], []
-            for _ in range(sizes.repeats):
-                task = prepare_ours(size, data, family, folder)
-                times.append(seconds(partial(train_ours, task)) / sizes.train)
-                weights = [x.detach().flatten() for x in task.model.parameters()]
-                ended.append(torch.cat(weights).cpu())
-        apart = max((ended[0] - other).abs().max().item() for other in ended)
-        line = {"name": f"{family} {size}", "seconds": times, "memory": memory}
-        found.append(line | {"largest_difference_of_a_weight": apart})
-    return found
+            prepare = partial(prepare_ours, size, data, family, folder)
+            found.append(repeat_training(f"{family} {size}", prepare, sizes.repeats))
+    data = make_data(sizes.asked, sizes.asked // 4)
+    prepare = partial(prepare_language, size, data)
+    return [*found, repeat_training(f"qwen {size}, adapters", prepare, sizes.repeats)]
+
+
+def repeat_training(name: str, prepare: Callable[[], loop.Task], repeats: int) -> dict:
+    """Train what `prepare` returns again and again: a line of `measure_systems`."""
+    memory = peak_memory(lambda: train_ours(prepare()))  # warms up, too
+    times, ended = [], []
+    for _ in range(repeats):
+        task = prepare()
+        times.append(seconds(partial(train_ours, task)) / len(task.rows))
+        weights = [x.detach().flatten() for x in task.model.parameters() if x.requires_grad]
+        ended.append(torch.cat(weights).cpu())
+    apart = max((ended[0] - other).abs().max().item() for other in ended)
+    line = {"name": name, "n": len(task.rows), "seconds": times, "memory": memory}
+    return line | {"largest_difference_of_a_weight": apart}
 
 
 # --- The opponent ----------------------------------------------------------------------------

@@ -10,42 +10,56 @@ reaches of its peak rate in practice, or what its host takes to start so many op
     python tools/plan.py -S profile=study -S study.finetune_siglip.batch_size=64
 
 A cell is the time on that card; "(8)": with 8 images at a time, since the batch does not fit; "no":
-not even one image does. Starting and evaluating are not counted.
+not even one image does; "?": a stage that this tool does not know, or a checkpoint that it cannot
+read. Starting, loading and evaluating are not counted.
 """
 
+import sys
+import warnings
 import weakref
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import torch
 import transformers
 import yaml
+from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, SiglipConfig, SiglipModel
 from transformers.initialization import no_init_weights
 
 from chest.core.errors import ParameterError
 from chest.core.params import Params, load_params
 from chest.core.runtime import parser, run_tool
 from chest.core.tables import markdown
-from chest.models.common.checkpoints import Source, find_checkpoint
+from chest.models.common.checkpoints import CheckpointError, find_checkpoint
+from chest.models.common.device import MIXED
 from chest.models.common.image_store import SHARE
-from chest.models.encoders import FAMILIES, load_classifier
-from chest.models.vlm.families import FAMILIES as VLM_FAMILIES
+from chest.models.encoders import load_classifier
+from chest.models.lungs import UNetConfig, make_segmenter
+from chest.models.siglip import TEXT_LENGTH
+from chest.models.vlm.adapter import LoraSettings, target_modules
+from chest.models.vlm.families import FAMILIES
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # CUDA, cuBLAS and cuDNN, before the first tensor
 TRAIN, TEST = 0.8, 0.2  # shares of the images; validation and test are classified
+FILMS = 0.05  # share of X-rays in the study, which a network segments
+REGIONS = 5  # whose features probe_regions computes
 # Measured with SigLIP on an H200: the share of the peak rate that is reached, and the seconds that
 # the host takes to start one operator, however small. The longer of the two times counts.
 REACHED, CALL = 0.2, 28e-6
+# Work space and fragments: on a CPU a batch took 1.2 to 1.4 times the memory of its tensors.
+OVERHEAD = 1.4
 TEXT_TOKENS, ANSWER_TOKENS = 64, 12  # of a question with its answers, and of the answers
+QUESTIONS, PICTURES = 10, 2  # with its controls, an image is asked about so often, in two pictures
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class Cost:
 
     def needs(self, at_once: int) -> float:
         """Return the bytes for `at_once` images at a time, without packed images."""
-        return CONTEXT + self.fixed + self.active(at_once)
+        return CONTEXT + self.fixed + OVERHEAD * self.active(at_once)
 
     def seconds(self, card: Card, at_once: int) -> float:
         """Return the time on `card` with `at_once` images at a time."""
@@ -137,12 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = {n: b for n, b in found.items() if f"{n}.".startswith(f"{options.stage}.")}
     if not found:
         raise ParameterError(f"{options.stage}: no stage with a model in {params.profile}")
-    lines = []
-    for name, block in found.items():
-        cost = estimate(params, block)
-        needs = (cost.needs(cost.batch) + cost.images) / GIB
-        cells = [describe(cost, card) for card in CARDS]
-        lines.append([name, f"{cost.fixed / GIB:.1f}", f"{needs:.1f}", *cells])
+    lines = [line_of(params, name, block) for name, block in found.items()]
     print(
         f"Profile {params.profile}. GiB: weights with gradients and optimizer; all at its batch.\n"
     )
@@ -170,12 +179,30 @@ def override(params: Params, changes: Sequence[str]) -> Params:
 
 
 def blocks(section: dict, prefix: str = "") -> Iterator[tuple[str, dict]]:
-    """Yield the name and content of each block that names a checkpoint, however deep."""
+    """Yield the name and content of each block of a stage with a model, however deep."""
     for name, block in section.items():
-        if isinstance(block, dict) and {"checkpoint", "batch_size"} <= {*block}:
-            yield prefix + name, block
-        elif isinstance(block, dict):
+        if not isinstance(block, dict):
+            continue
+        if "batch_size" not in block:
             yield from blocks(block, f"{prefix}{name}.")
+        elif block.get("checkpoint", "") is not None:  # probe_regions may do without
+            yield prefix + name, block
+            if name == "zeroshot_qwen":
+                yield "probe_vlm", block
+
+
+def line_of(params: Params, name: str, block: dict) -> list[str]:
+    """Return a stage's line of the table."""
+    try:
+        cost = estimate(params, name, block)
+    except CheckpointError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        cost = None
+    if cost is None:
+        return [name, *["?"] * (2 + len(CARDS))]
+    needs = (cost.needs(cost.batch) + cost.images) / GIB
+    cells = [describe(cost, card) for card in CARDS]
+    return [name, f"{cost.fixed / GIB:.1f}", f"{needs:.1f}", *cells]
 
 
 def describe(cost: Cost, card: Card) -> str:
@@ -188,75 +215,207 @@ def describe(cost: Cost, card: Card) -> str:
     return time if at_once == cost.batch else f"{time} ({at_once})"
 
 
-def estimate(params: Params, block: dict) -> Cost:
-    """Return what the stage of a `block` of params.yaml takes."""
-    source = find_checkpoint(block["checkpoint"], block["revision"])
-    epochs, side = block.get("epochs", 0), block["image_size"]
-    at_once = block.get("micro_batch") or block["batch_size"]
-    found = source.load(AutoConfig.from_pretrained)
-    work = (
-        image_model(source, block) if found.model_type in FAMILIES else language_model(found, side)
-    )
-    one, batch = (measure(work, n, training=epochs > 0) for n in (1, at_once))
-    slope = (batch.peak - one.peak) / max(1, at_once - 1)
-
-    total = sum((params.content[params.profile]["expected_counts"] or {}).values())
-    passes = total if block.get("images") == "all" else total * TEST
-    if epochs:  # a third of a step is its forward pass; validation is half of what is answered
-        passes = total * (TRAIN * epochs + TEST / 2 * (epochs + 2) / 3)
-    operations = batch.operations + work.more * at_once * (3 if epochs else 1)
-    weights = [*work.model.parameters()]
-    moments = 8 * sum(x.numel() for x in weights if x.requires_grad) if epochs else 0
-    return Cost(
-        fixed=sum(x.nbytes for x in weights) + moments,
-        images=total * side**2,
-        batch=at_once,
-        active=lambda n: one.peak + slope * (n - 1),
-        operations=operations * passes / at_once,
-        calls=batch.calls * passes / at_once,
-    )
+# --- Stages ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Work:
     """A model without weights; ``run(n)`` is its forward pass for n images.
 
-    ``more``: operations for each image that `run` leaves out.
+    Each image is answered by ``passes`` of it, by writing ``tokens``, with a pass each, and by
+    ``more`` operations that `run` leaves out; in training by one pass, and by ``more_training``.
     """
 
     model: nn.Module
     run: Callable[[int], torch.Tensor]
+    passes: int = 1
+    tokens: int = 0
     more: float = 0.0
+    more_training: float = 0.0
 
 
-def image_model(source: Source, block: dict) -> Work:
+def estimate(params: Params, name: str, block: dict) -> Cost | None:
+    """Return what the stage of a `block` of params.yaml takes; None for a stage not in WORKS."""
+    stage = name.partition(".")[0]
+    if stage not in WORKS:
+        return None
+    precision = params.content[params.profile]["precision"]
+    dtype = {"fp32": torch.float32, "fp64": torch.float64}.get(precision, torch.bfloat16)
+    work = WORKS[stage](block, dtype)
+    epochs, at_once = block.get("epochs", 0), block.get("micro_batch") or block["batch_size"]
+    one, batch = (measure(work, n, epochs > 0, dtype) for n in (1, at_once))
+    slope = (batch.peak - one.peak) / max(1, at_once - 1)
+
+    total = count_images(params)
+    images = total * (1.0 if block.get("images") == "all" else SHARES[stage])
+    operations, answered = work.more * images, work.passes * images
+    trained = total * epochs * (FILMS if stage == "segment_lungs" else TRAIN)
+    if epochs:  # a third of a step is its forward pass; validation is half of what is answered
+        operations += work.more_training * trained
+        answered = trained + (answered + total * epochs * SHARES[stage] / 2) / 3
+    weights = [*work.model.parameters()]
+    moments = 8 * sum(x.numel() for x in weights if x.requires_grad) if epochs else 0
+    return Cost(
+        fixed=sum(x.nbytes for x in weights) + moments,
+        images=total * block["image_size"] ** 2,
+        batch=at_once,
+        active=lambda n: one.peak + slope * (n - 1),
+        operations=operations + batch.operations * answered / at_once,
+        calls=batch.calls * (answered + work.tokens * images) / at_once,
+    )
+
+
+def count_images(params: Params) -> int:
+    """Return how many images the profile expects; raises ParameterError if it does not say."""
+    key = f"{params.profile}.expected_counts"
+    counts = params.content[params.profile]["expected_counts"]
+    if not counts:
+        raise ParameterError(
+            f"{key}: null, so say how many to plan for: -S '{key}={{normal: 999}}'"
+        )
+    return sum(counts.values())
+
+
+def image_model(block: dict, dtype: torch.dtype) -> Work:
     """Return the image encoder that a block of params.yaml names."""
     side, pooling = block["image_size"], block.get("pooling", "mean")
+    source, kind = find_checkpoint(block["checkpoint"], block["revision"]), weights_type(dtype)
     with FakeTensorMode(), no_init_weights():
-        model = load_classifier(source, side, pooling=pooling, random=True)
-    return Work(model, lambda n: model(pixel_values=torch.empty(n, 3, side, side)).logits)
+        model = load_classifier(source, side, kind, pooling, random=True)
+    return Work(model, lambda n: model(pixel_values=torch.empty(n, 3, side, side).to(kind)).logits)
 
 
-def language_model(config: PreTrainedConfig, side: int) -> Work:
-    """Return the vision-language model of `config`, in bf16, frozen.
+def regions(block: dict, dtype: torch.dtype) -> Work:
+    """Return an image encoder that sees each image in each of its regions."""
+    work = image_model(block, dtype)
+    return replace(work, passes=REGIONS)
 
-    Its vision tower multiplies each weight once for each patch of an image of `side` px.
-    """
+
+def image_and_text(block: dict, dtype: torch.dtype) -> Work:
+    """Return both towers of SigLIP, of which the texts are few where they do not train."""
+    side, kind = block["image_size"], weights_type(dtype)
+    source = find_checkpoint(block["checkpoint"], block["revision"])
+    config = source.load_config(SiglipConfig)
     with FakeTensorMode(), no_init_weights():
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    model.requires_grad_(False)
-    family, vision = VLM_FAMILIES[config.model_type], config.vision_config
-    patches = (getattr(vision, "image_size", side) // vision.patch_size) ** 2
-    length = family.image_tokens(config, side) + TEXT_TOKENS
-    shape = length, config.get_text_config().hidden_size
+        model = SiglipModel._from_config(config, dtype=kind)
 
     def run(n: int) -> torch.Tensor:
-        tokens = torch.empty(n, *shape, dtype=torch.bfloat16, requires_grad=True)
-        hidden = model.model.language_model(inputs_embeds=tokens).last_hidden_state
+        pixels = torch.empty(n, 3, side, side).to(kind)
+        if "epochs" not in block:
+            return model.get_image_features(pixels).pooler_output
+        tokens = torch.zeros(n, TEXT_LENGTH, dtype=torch.int64)
+        return model(input_ids=tokens, pixel_values=pixels).logits_per_image
+
+    return Work(model, run)
+
+
+def unet(block: dict, dtype: torch.dtype) -> Work:
+    """Return the U-Net that finds lungs."""
+    side, kind = block["image_size"], weights_type(dtype)
+    place = SimpleNamespace(device="cpu", float_type=kind)
+    model = make_segmenter(place, UNetConfig(image_size=side, channels=block["channels"])).model
+    empty(model, FakeTensorMode())
+    return Work(model, lambda n: model(torch.empty(n, 1, side, side).to(kind)))
+
+
+def asking(block: dict, dtype: torch.dtype) -> Work:
+    """Return a vision-language model that is asked with all controls."""
+    return language_model(block, dtype, QUESTIONS, PICTURES)
+
+
+def probing(block: dict, dtype: torch.dtype) -> Work:
+    """Return a vision-language model that is asked once."""
+    return language_model(block, dtype)
+
+
+def annotating(block: dict, dtype: torch.dtype) -> Work:
+    """Return a vision-language model that is asked once, and writes token by token."""
+    return language_model(block, dtype, pictures=PICTURES, tokens=block["max_new_tokens"])
+
+
+def language_model(
+    block: dict, dtype: torch.dtype, passes: int = 1, pictures: int = 1, tokens: int = 0
+) -> Work:
+    """Return the vision-language model of a block, with adapters if it trains.
+
+    Its vision tower multiplies each weight once for each patch of a picture.
+    """
+    source = find_checkpoint(block["checkpoint"], block["revision"])
+    config = source.load(AutoConfig.from_pretrained)
+    if config.model_type not in FAMILIES:
+        raise source.error(f"its model_type is {config.model_type}")
+    with FakeTensorMode(), no_init_weights():
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    model.requires_grad_(False)
+    if "lora" in block:
+        add_adapters(model, block)
+    family, vision, side = FAMILIES[config.model_type], config.vision_config, block["image_size"]
+    patches = (getattr(vision, "image_size", side) // vision.patch_size) ** 2
+    length = family.image_tokens(config, side) + TEXT_TOKENS
+    sees = block.get("lora", {}).get("vision", "none") != "none"
+
+    def run(n: int) -> torch.Tensor:
+        size = config.get_text_config().hidden_size
+        inputs = torch.empty(n, length, size, dtype=dtype, requires_grad=sees)
+        hidden = model.model.language_model(inputs_embeds=inputs).last_hidden_state
         return model.lm_head(hidden[:, -ANSWER_TOKENS:]).float().log_softmax(-1)
 
-    tower = sum(x.numel() for x in model.get_submodule(family.vision.rstrip(".")).parameters())
-    return Work(model, run, 2 * tower * patches)
+    weights = [
+        sum(x.numel() for x in part.parameters())
+        for part in (model.get_submodule(family.vision.rstrip(".")), model.model.language_model)
+    ]
+    seeing, writing = 2 * patches * weights[0], 2 * weights[1] * tokens
+    more, more_training = pictures * seeing + writing, seeing * (3 if sees else 1)
+    return Work(model, run, passes, tokens, more, more_training)
+
+
+def add_adapters(model: nn.Module, block: dict) -> None:
+    """Add the adapters of a block to `model`, as finetune_qwen does."""
+    settings = LoraSettings(**block["lora"])
+    family = FAMILIES[model.config.model_type]
+    vlm = SimpleNamespace(model=model, config=model.config, family=family)
+    names = target_modules(vlm, settings)
+    config, mode = LoraConfig(r=settings.rank, target_modules=names), model.lm_head.weight.fake_mode
+    with warnings.catch_warnings():  # peft asks transformers by a name that will go
+        warnings.simplefilter("ignore", FutureWarning)
+        get_peft_model(model, config, low_cpu_mem_usage=True)
+    empty(model, mode)
+    if block["checkpointing"]:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def empty(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace weights of `model` that have content, or no place, by such that have none."""
+    for module in model.modules():
+        for name, x in [*module.named_parameters(recurse=False)]:
+            if not isinstance(x.data, FakeTensor):
+                with mode:
+                    new = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
+                setattr(module, name, nn.Parameter(new, x.requires_grad))
+
+
+def weights_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of weights that train, or are an encoder's: fp32 if precision is mixed."""
+    return torch.float32 if dtype in MIXED.values() else dtype
+
+
+WORKS: dict[str, Callable[[dict, torch.dtype], Work]] = {
+    "segment_lungs": unet,
+    "probe_regions": regions,
+    "zeroshot_qwen": asking,
+    "probe_vlm": probing,
+    "zeroshot_vlm": asking,
+    "zeroshot_siglip": image_and_text,
+    "annotate": annotating,
+    "finetune_siglip_text": image_and_text,
+    "finetune_qwen": asking,
+    "finetune_siglip": image_model,
+    "finetune_cnn": image_model,
+    "extract_features": image_model,
+}
+# Of the images, which are answered.
+SHARES = dict.fromkeys(WORKS, TEST) | {"segment_lungs": FILMS}
+SHARES |= dict.fromkeys(("probe_regions", "probe_vlm", "annotate", "extract_features"), 1.0)
 
 
 @dataclass(frozen=True)
@@ -268,11 +427,12 @@ class Measured:
     calls: int
 
 
-def measure(work: Work, n: int, training: bool) -> Measured:
+def measure(work: Work, n: int, training: bool, dtype: torch.dtype = torch.bfloat16) -> Measured:
     """Return what a forward pass of n images takes, with the backward pass if `training`."""
     counter, memory = FlopCounterMode(display=False), Memory(work.model.parameters())
+    work.model.train(training)
     with next(work.model.parameters()).fake_mode, memory, counter:
-        precision = torch.autocast("cpu", torch.bfloat16)
+        precision = torch.autocast("cpu", torch.bfloat16, enabled=dtype in MIXED.values())
         with nullcontext() if training else torch.no_grad(), precision:
             outputs = work.run(n)
         if training:
