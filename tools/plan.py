@@ -56,7 +56,7 @@ REGIONS = 5  # whose features probe_regions computes
 # Measured with SigLIP on an H200: the share of the peak rate that is reached, and the seconds that
 # the host takes to start one operator, however small. The longer of the two times counts.
 REACHED, CALL = 0.2, 28e-6
-# Work space and fragments: on a CPU a batch took 1.2 to 1.4 times the memory of its tensors.
+# Work space and fragments: on a CPU a batch took 1.2 to 1.8 times the memory of its tensors.
 OVERHEAD = 1.4
 TEXT_TOKENS, ANSWER_TOKENS = 64, 12  # of a question with its answers, and of the answers
 QUESTIONS, PICTURES = 10, 2  # with its controls, an image is asked about so often, in two pictures
