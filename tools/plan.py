@@ -250,6 +250,8 @@ def estimate(params: Params, name: str, block: dict) -> Cost | None:
     images = total * (1.0 if block.get("images") == "all" else SHARES[stage])
     operations, answered = work.more * images, work.passes * images
     trained = total * epochs * (FILMS if stage == "segment_lungs" else TRAIN)
+    if block.get("epoch_steps"):
+        trained = epochs * block["epoch_steps"] * block["batch_size"]
     if epochs:  # a third of a step is its forward pass; validation is half of what is answered
         operations += work.more_training * trained
         answered = trained + (answered + total * epochs * SHARES[stage] / 2) / 3
@@ -412,6 +414,7 @@ WORKS: dict[str, Callable[[dict, torch.dtype], Work]] = {
     "finetune_siglip": image_model,
     "finetune_cnn": image_model,
     "extract_features": image_model,
+    "audit_synthetic": image_model,
 }
 # Of the images, which are answered.
 SHARES = dict.fromkeys(WORKS, TEST) | {"segment_lungs": FILMS}

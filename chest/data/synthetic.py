@@ -21,7 +21,8 @@ AUDIT_COLUMNS = (
     *("nearest", "distance", "ratio", "percentile"),  # training image of the nearest features
     *("test_nearest", "test_distance", "near_copy", "dropped"),
 )
-SITE = "synthetic"  # of the rows that `add_synthetic` appends
+SPLIT = "synthetic"  # of the rows that `add_synthetic` appends, and their site
+TRAINED = ("train", SPLIT)
 
 
 def resize_images(images: np.ndarray, side: int) -> np.ndarray:
@@ -80,9 +81,12 @@ def read_kept(side: int) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def add_synthetic(data: Dataset, table: pd.DataFrame, images: np.ndarray) -> Dataset:
-    """Return `data` with synthetic images behind its own, in the split ``train``."""
+    """Return `data` with synthetic images behind its own, in the split SPLIT.
+
+    What a training learns from are the images of TRAINED.
+    """
     names = table["synthetic_id"]
-    rows = table[["label", "modality"]].assign(image_id=names, patient_id=names, site=SITE)
-    rows = rows.assign(split="train").reindex(columns=data.table.columns, fill_value="")
+    rows = table[["label", "modality"]].assign(image_id=names, patient_id=names, site=SPLIT)
+    rows = rows.assign(split=SPLIT).reindex(columns=data.table.columns, fill_value="")
     whole = pd.concat([data.table, rows], ignore_index=True)
     return Dataset(whole, np.concatenate([data.images, images]))

@@ -295,6 +295,7 @@ def audit_figures(
             "n": len(own),
             "near_by_hash": int((own["bits"] <= limits.hash_bits).sum()),
             "near_by_features": int((own["percentile"] < limits.percentile).sum()),
+            "near_copies": int(own["near_copy"].sum()),
             "dropped": int(own["dropped"].sum()),
             "median_percentile": float(own["percentile"].median()),
         }

@@ -83,7 +83,10 @@ def border(tables: Tables) -> str:
 def across(tables: Tables, old: str, new: str) -> str:
     """What carries over to a hospital never seen."""
     place, parts = f"{old} to {new}", []
-    for method, name in ((FROZEN, "frozen features reach"), (FINE, "the fine-tuned network")):
+    for method, name in (
+        (FROZEN, "frozen features reach"),
+        (FINE, "the fine-tuned network reaches"),
+    ):
         with suppress(Missing):
             whole, lungs = (view(tables, place, visible, method) for visible in (WHOLE, CROPPED))
             parts.append(
@@ -110,7 +113,8 @@ def frozen_threshold(tables: Tables) -> str:
     (a, b), (c, d) = ([percent(row[x], 0) for x in ("sensitivity", "specificity")] for row in rows)
     return (
         f"a threshold set in Shenzhen for a sensitivity of 90 % gives Montgomery a sensitivity of"
-        f" {a} and a specificity of {b} on whole films, {c} and {d} on lungs alone."
+        f" {a} and a specificity of {b} on whole films, {c} and {d} on lungs alone, cropped and"
+        f" stretched."
     )
 
 
@@ -142,13 +146,15 @@ def starved(tables: Tables) -> str:
     most = table[table["kept"] == table["kept"].max()]
     recalls = most.groupby("balance")["recall_tuberculosis"].mean()
     plain, balanced = recalls.get("none", np.nan), recalls.drop("none", errors="ignore")
+    if np.isnan(plain) or balanced.empty:
+        raise Missing
     lost = table[table["recall_tuberculosis"] < ZERO].groupby("balance")["kept"].max()
-    found = ", ".join(f"{kept} ({balance})" for balance, kept in lost.items()) or "none tried"
+    found = ", ".join(f"{kept} ({balance})" for balance, kept in lost.items())
+    end = f"it falls below 1 % with {found}" if found else "no number tried takes it below 1 %"
     return (
-        f"with tuberculosis cut to {percent(most['share'].mean())} of the training images, as in"
-        f" the study, its recall is {percent(plain)} without balancing the classes and"
-        f" {percent(balanced.min())} to {percent(balanced.max())} with it; about 0 it is up to this"
-        f" many images: {found}."
+        f"with tuberculosis cut to {most['kept'].max()} images, {percent(most['share'].mean())} of"
+        f" those in training, its recall is {percent(plain)} without balancing the classes and"
+        f" {percent(balanced.min())} to {percent(balanced.max())} with it; {end}."
     )
 
 

@@ -218,18 +218,26 @@ def _synthetic_markdown(table: pd.DataFrame) -> Table:
 
 
 def _quality_markdown(table: pd.DataFrame) -> Table:
-    shown = {"precision": "precision", "recall": "recall", "told from real": "probe_auroc"}
-    head = ["films", "filled up by", "n", "near-copies", "KID", *shown]
+    shown = {"KID": "kid", "precision": "precision", "recall": "recall"}
+    shown |= {"told from real": "probe_auroc"}
+    head = ["films", "filled up by", "n", "near-copies", *shown]
     rows = [
         [
             *(str(row[key]) for key in ("films", "filled", "n")),
-            str(max(row["near_by_hash"], row["near_by_features"])),
-            f"{row['kid']:.2f} ± {row['kid_sd']:.2f} (real {row['real_kid']:.2f})",
-            *(f"{row[key]:.2f} (real {row[f'real_{key}']:.2f})" for key in shown.values()),
+            str(row["near_copies"]),
+            *(beside_real(row, key) for key in shown.values()),
         ]
         for row in table.to_dict("records")
     ]
     return head, rows
+
+
+def beside_real(row: Mapping, name: str) -> str:
+    """Return a figure of synthetic images beside that of real ones; a dash without either."""
+    if pd.isna(row.get(name)):
+        return "-"
+    sd = f" ± {row[f'{name}_sd']:.2f}" if f"{name}_sd" in row else ""
+    return f"{row[name]:.2f}{sd} (real {row[f'real_{name}']:.2f})"
 
 
 def _recalibration_markdown(table: pd.DataFrame) -> Table:

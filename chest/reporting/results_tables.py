@@ -260,7 +260,7 @@ def synthetic_quality(into: Path) -> pd.DataFrame:
     for method, name in FILLED.items():
         for path in into.glob(f"audit/{method}/*/data/synthetic_audit.json"):
             found = json.loads(path.read_text(encoding="utf-8"))[method]["tuberculosis_xray"]
-            floor = {f"real_{key}": value for key, value in found.pop("floor").items()}
+            floor = {f"real_{key}": value for key, value in found.pop("floor", {}).items()}
             rows.append({"films": int(path.parts[-3]), "filled": name, **found, **floor})
     return pd.DataFrame(sorted(rows, key=lambda row: row["films"]))
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from chest.core.labels import LABELS, MODALITIES
 from chest.core.params import Count, Section, Text
 from chest.data.dataset import Dataset
+from chest.data.synthetic import TRAINED
 from chest.evaluation.predictions import Record, tabulate, write
 from chest.models.common.classification import (
     Head,
@@ -221,7 +222,7 @@ class Classification(Selection):
     @cached_property
     def adjustment(self) -> torch.Tensor:
         """The `logit_adjustment` in each of MODALITIES, (2, 3); the same unless heads differ."""
-        rows, settings = self.data.rows("train"), self.settings
+        rows, settings = self.data.rows(*TRAINED), self.settings
         targets, modalities = self.data.targets()[rows], self.data.modalities()[rows]
         parts = [
             targets[modalities == m] if settings.head == "by_modality" else targets

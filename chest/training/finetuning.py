@@ -15,7 +15,7 @@ from chest.core.files import replacing, write_table
 from chest.core.params import Params
 from chest.core.runtime import interrupt_note
 from chest.data.dataset import Dataset, read_dataset
-from chest.data.synthetic import add_synthetic, read_kept
+from chest.data.synthetic import TRAINED, add_synthetic, read_kept, read_synthetic
 from chest.evaluation.predictions import CURVES, Record
 from chest.models.common.checkpoints import Source, find_checkpoint
 from chest.models.common.classification import ImageRows
@@ -85,13 +85,18 @@ def set_up(system: str, block: str, params: Params, kind: type[ClassifierSetting
 def add_images(data: Dataset, key: str, settings: ClassifierSettings) -> Dataset:
     """Return `data` with the first ``per_class`` synthetic images of each class in training.
 
-    Raises ParameterError if there are fewer, or if the view needs masks, which they do not have.
+    Raises ParameterError if there are fewer, if the view needs masks, which they do not have, or if
+    an adversary hides the site: theirs would be that of a class.
     """
     count, key = settings.synthetic.per_class, f"{key}.synthetic.per_class"
     if settings.view.needs_masks:
         raise ParameterError(f"{key}: {count}, but synthetic images have no masks for the view")
+    if getattr(settings, "adversary", "none") == "site":
+        raise ParameterError(f"{key}: {count}, but synthetic images have no site for the adversary")
     table, images = read_kept(settings.image_size)
-    fewest = table["label"].value_counts().min() if len(table) else 0
+    labels = read_synthetic(settings.image_size)[0]["label"].unique()
+    kept = table["label"].value_counts().reindex(labels, fill_value=0)
+    fewest = kept.min() if len(kept) else 0
     if count > fewest:
         raise ParameterError(
             f"{key}: {count}, but `synthesize` made {fewest} that are no copies;"
@@ -169,7 +174,7 @@ def load_classification(setup: Setup) -> tuple[nn.Module, Classification]:
     ).to(accelerator.device)
     if settings.batch_norm == "estimated":
         estimate_statistics(
-            classifier, ImageRows(setup.images, training_rows(setup), normalization)
+            classifier, ImageRows(setup.images, training_rows(setup, "train"), normalization)
         )
     model, domains = classifier, None
     if settings.adversary != "none":
@@ -180,9 +185,9 @@ def load_classification(setup: Setup) -> tuple[nn.Module, Classification]:
     return model, Classification(*shared, classifier, domains)
 
 
-def training_rows(setup: Setup) -> np.ndarray:
-    """Return the accepted training images, int64 (n,)."""
-    rows = setup.data.rows("train")
+def training_rows(setup: Setup, *splits: str) -> np.ndarray:
+    """Return the accepted images of `splits`, by default all that are learned from, int64 (n,)."""
+    rows = setup.data.rows(*(splits or TRAINED))
     return rows[setup.accepted[rows]]
 
 

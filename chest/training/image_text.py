@@ -24,6 +24,7 @@ from chest.core.labels import LABELS, MODALITIES
 from chest.core.params import Params
 from chest.data.annotations import read_annotations
 from chest.data.dataset import Dataset
+from chest.data.synthetic import TRAINED
 from chest.models.common.checkpoints import Source
 from chest.models.common.device import float_type, saving
 from chest.models.common.pixels import (
@@ -160,7 +161,7 @@ def make_texts(
     most = max(len(getattr(prompts, label)) for label in LABELS)
     texts: dict[str, int] = {}
     of_image = np.zeros((len(data.table), most), np.int64)
-    for row in data.rows("train"):
+    for row in data.rows(*TRAINED):
         image = data.table.iloc[row]
         own = prompts.of(image["label"], image["modality"])
         note = f". {notes[row]}" if notes and notes[row] else ""

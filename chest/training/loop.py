@@ -304,8 +304,8 @@ def train_epoch(
     """Train the remaining steps of an epoch; yield after each.
 
     `parallel` and `optimizer` were prepared by accelerate. Each process takes its share of a batch;
-    gradients are averaged. No step waits for the device: rows and augmentation are copied there
-    before the first one.
+    gradients are averaged. The loop does not wait for the device: rows and augmentation are copied
+    there before the first step.
     """
     accelerator = task.accelerator
     batches, changes = draw_share(task, rng)

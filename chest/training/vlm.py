@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from chest.core.labels import LABELS, MODALITIES
 from chest.core.params import Params, Positive
+from chest.data.synthetic import TRAINED
 from chest.evaluation.controls import write_answers
 from chest.evaluation.predictions import Record
 from chest.models.common.checkpoints import Source
@@ -145,7 +146,7 @@ class AnswerObjective(Selection):
 
     @cached_property
     def adjustment(self) -> torch.Tensor:
-        targets = self.data.targets()[self.data.rows("train")]
+        targets = self.data.targets()[self.data.rows(*TRAINED)]
         return logit_adjustment(targets, self.settings.balance).to(self.accelerator.device)
 
 

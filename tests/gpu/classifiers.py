@@ -142,6 +142,15 @@ def segment_lungs_not_resident(patch: Patch) -> dict:
     return {"masks": len(np.load("data/masks/32.npy"))}
 
 
+@case_of
+def synthesize_resumed(patch: Patch) -> dict:
+    """The training of the diffusion model is ended; then it samples."""
+    folder = patch.write("bf16")
+    set_block(folder, "synthesize", image_size=32, per_class=2, epoch_steps=3, warmup_steps=1)
+    set_block(folder, "synthesize", sampling_steps=2, sampling_batch=2)
+    return resume(patch, ["synthesize"], loop, "train_step", (2,))
+
+
 # --- Inference -------------------------------------------------------------------------------
 
 

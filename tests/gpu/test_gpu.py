@@ -75,6 +75,7 @@ def test_what_make_gpu_measures_runs_there(found):
         "fp16_resumed",
         "siglip_text_resumed",
         "segment_lungs_resumed",
+        "synthesize_resumed",
         "zeroshot_qwen3_resumed",
         "annotate_resumed",
         "finetune_qwen_resumed",

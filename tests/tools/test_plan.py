@@ -52,6 +52,7 @@ def case(checkpoints, tmp_path, monkeypatch):
         **dict.fromkeys(("zeroshot_qwen", "annotate", "finetune_qwen"), "qwen"),
         **dict.fromkeys(("zeroshot_siglip", "finetune_siglip", "finetune_siglip_text"), "siglip"),
         "extract_features.siglip": "siglip",
+        "audit_synthetic": "efficientnet_b0",
         **{
             f"{stage}.{name}": name
             for stage in ("finetune_cnn", "extract_features")

@@ -313,5 +313,7 @@ def test_other_synthetic_images_start_the_training_over(trained, monkeypatch, ca
 def test_more_than_there_are_or_a_view_with_masks_is_refused(trained):
     with pytest.raises(ParameterError, match="per_class: 4, but `synthesize` made 3"):
         trained(synthetic={"per_class": 4})()
+    with pytest.raises(ParameterError, match="have no site for the adversary"):
+        trained(synthetic={"per_class": 1}, adversary="site")()
     with pytest.raises(ParameterError, match="have no masks for the view"):
         trained(synthetic={"per_class": 1}, view={"visible": "lungs"})()
