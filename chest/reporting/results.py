@@ -31,7 +31,8 @@ from chest.reporting.scores import score_bins
 def report(into: Path, docs: Path, readme: Path) -> None:
     """Write docs/results.md, docs/results/ and the lines between the marks in `readme`."""
     runs = RealRuns(into)
-    tables = tabulate(runs)
+    # Rounded as in the files, so that whoever computes from them finds what the pages say.
+    tables = {name: table.round(4) for name, table in tabulate(runs).items()}
     folder = docs / "results"
     for name, table in tables.items():
         write_table(folder / f"{name}.csv", table, float_format="%.4f")

@@ -42,7 +42,7 @@ def written(tmp_path_factory):
     audit = into / "audit/diffusion/10/data/synthetic_audit.json"
     audit.parent.mkdir(parents=True)
     figures = {"kid": 3.5, "kid_sd": 0.5, "precision": 0.1, "recall": 0.2, "probe_auroc": 0.9}
-    near = {"n": 157, "near_by_hash": 2, "near_by_features": 3}
+    near = {"n": 157, "near_copies": 4, "near_by_hash": 2, "near_by_features": 3}
     found = near | figures | {"floor": figures | {"kid": 0.25}}
     audit.write_text(json.dumps({"n": 157, "diffusion": {"tuberculosis_xray": found}}))
     with pytest.MonkeyPatch.context() as patch:
@@ -90,7 +90,7 @@ def test_what_fills_up_few_films_is_compared_with_duplicates(written):
     assert np.isnan(within.loc["duplicates", "uar_change"])
     page = (written / "docs/synthetic.md").read_text()
     assert "| within Shenzhen | 10 | a diffusion model | 2 |" in page
-    assert "| 10 | a diffusion model | 157 | 3 | 3.50 ± 0.50 (real 0.25) |" in page
+    assert "| 10 | a diffusion model | 157 | 4 | 3.50 ± 0.50 (real 0.25) |" in page
     assert (written / "docs/results/synthetic.png").exists()
 
 
