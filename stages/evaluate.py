@@ -48,7 +48,7 @@ from chest.core.runtime import run_stage
 from chest.data import audit
 from chest.data.dataset import Dataset, read_dataset
 from chest.data.masks import read_masks
-from chest.data.synthetic import read_audited
+from chest.data.synthetic import read_audit, read_synthetic
 from chest.evaluation.calibration import reliability
 from chest.evaluation.comparison import primary_comparisons
 from chest.evaluation.few_shots import nest_curves, read_curves
@@ -268,10 +268,11 @@ def draw_sheets(folder: Path, data: Dataset, run: model_card.Run) -> None:
     wrong = wrong.assign(row=wrong["image_id"].map(rows))
     title = f"{run.primary.name}: {len(wrong):,} of {len(answers):,} test images wrong. {note}"
     sheets.draw_mistakes(folder / "mistakes.png", data.images, wrong, title)
-    found, made = read_audited(data.images.shape[-1])
+    made, images = read_synthetic(data.images.shape[-1])
+    found = read_audit(made)
     if len(found):
         found = found.assign(row=found["nearest"].map(rows))
-        sheets.draw_nearest(folder / "synthetic.png", made, data.images, found, note)
+        sheets.draw_nearest(folder / "synthetic.png", images, data.images, found, note)
 
 
 if __name__ == "__main__":

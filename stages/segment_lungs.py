@@ -16,9 +16,7 @@ side and shrunk to the others.
     accelerate launch stages/segment_lungs.py      on several GPUs
 """
 
-import base64
 import hashlib
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +43,7 @@ from chest.data.masks import (
     segment_ct,
     unpack,
 )
+from chest.models.array_text import from_text, to_text
 from chest.models.common.batch_inference import in_batches, infer
 from chest.models.common.checkpoints import Source
 from chest.models.common.device import Precision, start
@@ -133,7 +132,7 @@ def describe(row: dict) -> str:
 
 def by_unet(segmenter: LungSegmenter, images: ImageStore) -> Callable[[np.ndarray], list[str]]:
     """Return a function that segments rows of X-rays."""
-    return lambda rows: [to_text(mask) for mask in segmenter.segment(images.take(rows))]
+    return lambda rows: [to_text(pack(mask)) for mask in segmenter.segment(images.take(rows))]
 
 
 def by_thresholds(images: np.ndarray) -> Callable[[np.ndarray], list[str]]:
@@ -143,18 +142,7 @@ def by_thresholds(images: np.ndarray) -> Callable[[np.ndarray], list[str]]:
 
 def segment_slice(image: np.ndarray) -> str:
     """Return the lungs in a CT slice, as text."""
-    return to_text(segment_ct(image))
-
-
-def to_text(mask: np.ndarray) -> str:
-    """Return a mask as the journal of finished images keeps it."""
-    return base64.b64encode(zlib.compress(pack(mask).tobytes())).decode("ascii")
-
-
-def from_text(text: str, side: int) -> np.ndarray:
-    """Return the mask (side, side) that `to_text` wrote."""
-    packed = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-    return unpack(packed.reshape(side, -1))
+    return to_text(pack(segment_ct(image)))
 
 
 def write_masks(table: pd.DataFrame, masks: dict[int, str], truth: Truth, sides: list[int]) -> None:
@@ -164,7 +152,9 @@ def write_masks(table: pd.DataFrame, masks: dict[int, str], truth: Truth, sides:
     rows = []
     for row, (image, modality) in enumerate(zip(table["image_id"], table["modality"], strict=True)):
         side = sides[-1]
-        mask = from_text(masks[row], side) if row in masks else np.zeros((side, side), bool)
+        mask = np.zeros((side, side), bool)
+        if row in masks:
+            mask = unpack(from_text(masks[row], (side, -1)))
         for small, array in packed.items():
             array[row] = pack(mask if small == side else resize_mask(mask, small))
         method = {"xray": "unet", "ct": "threshold"}[modality] if row in masks else "none"

@@ -16,8 +16,6 @@ duplicates that are `augmented`, and the `mixup` of two images of the class.
     accelerate launch stages/synthesize.py      on several GPUs
 """
 
-import base64
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,6 +33,7 @@ from chest.core.params import Count, Fraction, Params, Positive, load_params
 from chest.core.runtime import interrupt_note, run_stage
 from chest.data.dataset import Dataset, packed_sides, read_dataset
 from chest.data.synthetic import SYNTHETIC_COLUMNS, resize_images, write_synthetic
+from chest.models.array_text import from_text, to_text
 from chest.models.common.batch_inference import in_batches, infer
 from chest.models.common.checkpoints import Source
 from chest.models.common.device import Precision, start
@@ -223,7 +222,8 @@ def diffuse(
         found = infer(accelerator, batches, by_sampling(generator, settings, table), journal)
         if accelerator.is_main_process:
             write_model(generator, curve)
-    return np.stack([from_text(found[i], settings.image_size) for i in range(len(table))])
+    shape = (settings.image_size, settings.image_size)
+    return np.stack([from_text(found[i], shape) for i in range(len(table))])
 
 
 def identify(
@@ -252,16 +252,6 @@ def by_sampling(
         return [to_text(image) for image in images]
 
     return sample
-
-
-def to_text(image: np.ndarray) -> str:
-    """Return an image as the journal of finished images keeps it."""
-    return base64.b64encode(zlib.compress(image.tobytes())).decode("ascii")
-
-
-def from_text(text: str, side: int) -> np.ndarray:
-    """Return the image (side, side) that `to_text` wrote."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(side, side)
 
 
 def write_model(generator: Generator | None, curve: pd.DataFrame) -> None:

@@ -54,30 +54,26 @@ def read_synthetic(side: int) -> tuple[pd.DataFrame, np.ndarray]:
     return table, open_packed(SYNTHETIC / f"{side}.npy", (len(table), side, side))
 
 
-def read_audited(side: int) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the audit of the synthetic images (AUDIT_COLUMNS), and the images as `read_synthetic`.
+def read_audit(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the audit (AUDIT_COLUMNS) of the synthetic images in `table`.
 
-    Raises InputError if the audit is missing, or of other images.
+    Raises InputError if it is missing, or of other images.
     """
-    table, images = read_synthetic(side)
     audit = read_table(SYNTHETIC_AUDIT, AUDIT_COLUMNS)
     if list(audit["synthetic_id"]) != list(table["synthetic_id"]):
         expected = f"the {len(table)} images of {SYNTHETIC_INDEX}"
         raise InputError([Problem(SYNTHETIC_AUDIT, "other images", expected, REMEDY)])
-    audit = audit.astype({"percentile": float}).assign(dropped=audit["dropped"] == "True")
-    return audit, images
+    return audit.astype({"percentile": float}).assign(dropped=audit["dropped"] == "True")
 
 
-def read_kept(side: int) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return what `read_synthetic` does, without the near-copies that `audit_synthetic` drops.
+def read_kept(table: pd.DataFrame) -> pd.Series:
+    """Return which images of `table`, (n,), are no near-copies that `audit_synthetic` drops.
 
     Of methods other than diffusion nothing is dropped, and no audit is needed.
     """
-    table, images = read_synthetic(side)
     if not table["method"].eq("diffusion").any():
-        return table, images
-    kept = ~read_audited(side)[0]["dropped"].to_numpy()
-    return table[kept].reset_index(drop=True), images[kept]
+        return pd.Series(True, table.index)
+    return ~read_audit(table)["dropped"]
 
 
 def add_synthetic(data: Dataset, table: pd.DataFrame, images: np.ndarray) -> Dataset:

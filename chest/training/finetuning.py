@@ -15,7 +15,7 @@ from chest.core.files import replacing, write_table
 from chest.core.params import Params
 from chest.core.runtime import interrupt_note
 from chest.data.dataset import Dataset, read_dataset
-from chest.data.synthetic import TRAINED, add_synthetic, read_kept, read_synthetic
+from chest.data.synthetic import SPLIT, TRAINED, add_synthetic, read_kept, read_synthetic
 from chest.evaluation.predictions import CURVES, Record
 from chest.models.common.checkpoints import Source, find_checkpoint
 from chest.models.common.classification import ImageRows
@@ -48,8 +48,7 @@ class Setup:
     """What a fine-tuning stage starts from.
 
     ``system`` names the files that it writes, ``key`` the settings in error messages. ``accepted``:
-    the images that may be trained on and answered, bool (N,). The last ``synthetic`` ones of the
-    data are synthetic.
+    the images that may be trained on and answered, bool (N,).
     """
 
     system: str
@@ -61,7 +60,11 @@ class Setup:
     data: Dataset
     images: ImageStore
     accepted: np.ndarray
-    synthetic: int = 0
+
+    @property
+    def synthetic(self) -> int:
+        """How many images are synthetic: the last ones of the data."""
+        return len(self.data.rows(SPLIT))
 
 
 def set_up(system: str, block: str, params: Params, kind: type[ClassifierSettings]) -> Setup:
@@ -73,13 +76,12 @@ def set_up(system: str, block: str, params: Params, kind: type[ClassifierSetting
     data = read_dataset("train", "val", "test", side=settings.image_size)
     accelerator = start(params.seed, params.system("precision", Precision))
     source = find_checkpoint(settings.checkpoint, settings.revision)
-    key, real = f"{params.profile}.{block}", len(data.table)
+    key = f"{params.profile}.{block}"
     if settings.synthetic.per_class:
         data = add_images(data, key, settings)
     masks, accepted = read_view_masks(data.table, settings.image_size, settings.view, params.seed)
     images = place_images(data.images, accelerator.device, masks, settings.view)
-    made = len(data.table) - real
-    return Setup(system, key, params, settings, accelerator, source, data, images, accepted, made)
+    return Setup(system, key, params, settings, accelerator, source, data, images, accepted)
 
 
 def add_images(data: Dataset, key: str, settings: ClassifierSettings) -> Dataset:
@@ -93,16 +95,16 @@ def add_images(data: Dataset, key: str, settings: ClassifierSettings) -> Dataset
         raise ParameterError(f"{key}: {count}, but synthetic images have no masks for the view")
     if getattr(settings, "adversary", "none") == "site":
         raise ParameterError(f"{key}: {count}, but synthetic images have no site for the adversary")
-    table, images = read_kept(settings.image_size)
-    labels = read_synthetic(settings.image_size)[0]["label"].unique()
-    kept = table["label"].value_counts().reindex(labels, fill_value=0)
-    fewest = kept.min() if len(kept) else 0
+    table, images = read_synthetic(settings.image_size)
+    kept = read_kept(table)
+    of_class = kept.groupby(table["label"])
+    fewest = of_class.sum().min() if len(table) else 0
     if count > fewest:
         raise ParameterError(
             f"{key}: {count}, but `synthesize` made {fewest} that are no copies;"
             " raise its per_class, or lower this"
         )
-    chosen = table.groupby("label").cumcount().to_numpy() < count
+    chosen = kept & (of_class.cumsum() <= count)
     return add_synthetic(data, table[chosen], images[chosen])
 
 

@@ -11,7 +11,13 @@ from support import run_stage, write_params
 from chest.core.errors import InputError
 from chest.core.labels import LABELS
 from chest.data.dataset import MANIFEST_COLUMNS
-from chest.data.synthetic import AUDIT_COLUMNS, SYNTHETIC_AUDIT, read_kept, write_synthetic
+from chest.data.synthetic import (
+    AUDIT_COLUMNS,
+    SYNTHETIC_AUDIT,
+    read_kept,
+    read_synthetic,
+    write_synthetic,
+)
 from chest.evaluation.synthetic import FIGURES
 
 SIDE, N = 56, 60
@@ -64,7 +70,9 @@ def test_copies_of_training_images_are_found_and_dropped(images):
     assert own["held_out"] == 12
     assert {*own["floor"]} == {"kid", "kid_sd", "precision", "recall", "probe_auroc"} < {*own}
 
-    table, kept = read_kept(SIDE)
+    table, made = read_synthetic(SIDE)
+    chosen = read_kept(table)
+    table, kept = table[chosen], made[chosen]
     assert len(table) == len(kept) == 28 - own["dropped"]
     assert not {image.tobytes() for image in kept} & {image.tobytes() for image in images[20:24]}
 
@@ -84,7 +92,7 @@ def test_of_no_images_there_is_an_empty_audit(images):
     write_made(images[:0], [])
     run_stage("audit_synthetic")
     assert json.loads(FIGURES.read_text()) == {"n": 0}
-    assert len(read_kept(SIDE)[0]) == 0
+    assert len(read_kept(read_synthetic(SIDE)[0])) == 0
 
 
 def test_an_audit_of_other_images_is_refused(images):
@@ -92,4 +100,4 @@ def test_an_audit_of_other_images_is_refused(images):
     run_stage("audit_synthetic")
     write_made(images[:3], ["diffusion"] * 3)
     with pytest.raises(InputError, match="other images"):
-        read_kept(SIDE)
+        read_kept(read_synthetic(SIDE)[0])
