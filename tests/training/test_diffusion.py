@@ -16,7 +16,12 @@ from support import failure, run_stage, write_params
 from chest.core.errors import ParameterError
 from chest.core.params import load_params
 from chest.data.dataset import MANIFEST_COLUMNS, read_dataset
-from chest.data.synthetic import read_synthetic, write_synthetic
+from chest.data.synthetic import (
+    AUDIT_COLUMNS,
+    SYNTHETIC_AUDIT,
+    read_synthetic,
+    write_synthetic,
+)
 from chest.models import diffusion
 from chest.models.common.device import start
 from chest.models.diffusion import Generator, load_generator
@@ -308,6 +313,18 @@ def test_other_synthetic_images_start_the_training_over(trained, monkeypatch, ca
     write_synthetic(table, images + np.uint8(1), {32})
     strike(monkeypatch, loop, "train_step", 2, SYSTEM)
     assert "step-00000005.safetensors: not resumed from, changed since" in capsys.readouterr().err
+
+
+def test_a_class_of_which_only_copies_were_made_is_refused(trained):
+    set_up_again = trained(synthetic={"per_class": 1})
+    table, images = read_synthetic(32)
+    table = table.assign(method="diffusion", label=["tuberculosis", "tuberculosis", "normal"])
+    write_synthetic(table, images, {32})
+    audit = table.reindex(columns=AUDIT_COLUMNS, fill_value="1")
+    dropped = table["label"] == "tuberculosis"
+    audit.assign(dropped=dropped).to_csv(SYNTHETIC_AUDIT, index=False)
+    with pytest.raises(ParameterError, match="per_class: 1, but `synthesize` made 0"):
+        set_up_again()
 
 
 def test_more_than_there_are_or_a_view_with_masks_is_refused(trained):
