@@ -1,6 +1,7 @@
-"""Run the study on real lungs on a CPU: films and CT slices, within hospitals and across them.
+"""Run the study on real lungs: films and CT slices, within hospitals and across them.
 
     python tools/real.py data/raw/study --checkpoint google/efficientnet-b0
+    python tools/real.py data/raw/study --full                  on a GPU
     python tools/real.py data/raw/study --only hospitals
     python tools/real.py data/raw/study --plan
     python tools/real.py data/raw/study --report
@@ -10,9 +11,11 @@ The checkpoint is an EfficientNet in the format of transformers: a folder, or a 
 
 Each run executes stages of the pipeline in a folder of its own below --into, with a params.yaml of
 its own. Runs share what they can: packed images, splits, lung masks, features. As many run at a
-time as there are cores, one thread each. The order is that of importance, so a report can be made
-at any time; Ctrl-C ends cleanly, and the same command goes on: a run that is there is repeated only
-if its parameters, data or code changed. --plan shows what would run, and how long that takes.
+time as there are cores, one thread each, also on a GPU, of which each takes about 1 GiB. Without
+--full, trainings are short and few enough for three hours on two cores. The order is that of
+importance, so a report can be made at any time; Ctrl-C ends cleanly, and the same command goes on:
+a run that is there is repeated only if its parameters, data or code changed. --plan shows what
+would run, and how long that takes.
 
 Writes  <into>/<run>/           params.yaml, log.txt, data/predictions, data/training, done.json
         docs/results.md         the report, and the ten lines between the marks in README.md
@@ -22,7 +25,9 @@ Writes  <into>/<run>/           params.yaml, log.txt, data/predictions, data/tra
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -51,6 +56,9 @@ ROOT = Path(__file__).resolve().parents[1]
 COLLECTIONS = ("COVID19_1110", "chest-x-ray-lungs-segmentation")
 # What a finished run leaves behind and no report reads.
 BULK = ("models", ".resume", "live")
+# Forks a process for each stage, so that libraries are imported once.
+FORKS = multiprocessing.get_context("forkserver")
+PRELOADED = ["__main__", "chest.training.finetuning", "sklearn.linear_model"]
 
 
 class RealError(ChestError):
@@ -59,7 +67,7 @@ class RealError(ChestError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(arguments)
-    runs = plan(options.checkpoint, options.more)
+    runs = plan(options.checkpoint, options.full)
     chosen = needed(runs, options.only)
     if options.plan:
         print(budget(chosen, options.jobs))
@@ -80,7 +88,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", default="google/efficientnet-b0", help="default: %(default)s")
     add("--into", type=Path, default=Path("data/real"), help="default: %(default)s")
     add("--only", metavar="PART", help="one part of the plan, with what it needs")
-    add("--more", action="store_true", help="also what three hours on a CPU do not hold")
+    add("--full", action="store_true", help="longer trainings, and more of them: for a GPU")
     add("--jobs", type=int, default=workers(), help="runs at a time (default: one per core)")
     add("--plan", action="store_true", help="only show the plan")
     add("--report", action="store_true", help="only report what is there")
@@ -133,7 +141,7 @@ class Study:
     data: Path
     into: Path
     runs: Sequence[Run]
-    processes: set[subprocess.Popen] = field(default_factory=set)
+    processes: set[multiprocessing.Process] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self):
@@ -193,32 +201,36 @@ class Study:
 
     def call(self, stage: Sequence[str], folder: Path) -> None:
         """Run a stage in `folder`; raises RealError with the end of its log if it fails."""
-        script, *arguments = stage
-        command = [sys.executable, str(ROOT / script), *arguments]
-        with open(folder / "log.txt", "a", encoding="utf-8") as log:
-            if self.stopping.is_set():
-                raise RealError("stopped")
-            # A session of its own: a Ctrl-C must reach it once, not twice.
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            )
-            self.processes.add(process)
-            code = process.wait()
-            self.processes.discard(process)
-        if code:
-            told = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-            raise RealError(f"{script} failed in {folder}:\n{told[-1500:].strip()}")
+        log = folder / "log.txt"
+        if self.stopping.is_set():
+            raise RealError("stopped")
+        process = FORKS.Process(target=run_script, args=(ROOT / stage[0], stage[1:], folder, log))
+        process.start()
+        self.processes.add(process)
+        process.join()
+        self.processes.discard(process)
+        if process.exitcode:
+            told = log.read_text(encoding="utf-8", errors="replace")
+            raise RealError(f"{stage[0]} failed in {folder}:\n{told[-1500:].strip()}")
 
     def stop(self) -> None:
         """End what runs; trainings save their state."""
         self.stopping.set()
         for process in [*self.processes]:
             process.terminate()
+
+
+def run_script(script: Path, arguments: Sequence[str], folder: Path, log: Path) -> None:
+    """Run a script in `folder` as `python` does; its output goes to `log`."""
+    os.setsid()  # a Ctrl-C must reach it once, by its parent
+    os.environ["LOKY_MAX_CPU_COUNT"] = "1"  # no processes of its own
+    os.chdir(folder)
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [str(script), *arguments]
+    sys.path[0] = str(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def settings(run: Run) -> dict:
@@ -319,6 +331,8 @@ def execute(study: Study, runs: Sequence[Run], jobs: int) -> None:
 
     A failed run stops those that need it, not the others; raises RealError at the end.
     """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    FORKS.set_forkserver_preload(PRELOADED)
     todo = [run for run in runs if not study.done(run)]
     clock = Clock(len(runs) - len(todo), len(runs), jobs, sum(run.cost for run in todo))
     failures: dict[str, str] = {}

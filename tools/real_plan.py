@@ -1,18 +1,19 @@
 """The plan of tools/real.py: which runs there are, what each changes in params.yaml, what it costs.
 
-The runs are listed by importance. Five protocols, each in five folds by patient; a fold's own
+The runs are listed by importance. Six protocols, each in five folds by patient; a fold's own
 images are the test split, and "across" are all films of the hospital that is held out:
 
-    protocol     images                          held out     epochs   trained on
-    both         CT slices and films             -            3        1,088
-    shenzhen     films                           Montgomery   6        340
-    montgomery   films                           Shenzhen     15       83
-    ct           CT slices                       -            3        666
-    joint        CT slices and films             Montgomery   3        1,006
+    protocol        images                held out     epochs   trained on
+    both            CT slices and films   -            3        1,088
+    shenzhen        films                 Montgomery   6        340
+    montgomery      films                 Shenzhen     15       83
+    ct              CT slices             -            3        666
+    ct_shenzhen     CT slices and films   Montgomery   3        1,006
+    ct_montgomery   CT slices and films   Shenzhen     3        749
 
-Fold k of a protocol is trained with seed k, so that five folds are five training runs; only `both`
-is repeated with five seeds. Lung masks of films come from a U-Net that is trained once for each
-hospital held out, on 80 % of the other one's films.
+The full plan has FULL times as many epochs. Fold k of a protocol is trained with seed k, so that
+five folds are five training runs; only `both` is repeated with five seeds. Lung masks of films come
+from a U-Net that is trained once for each hospital held out, on 80 % of the other one's films.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 FOLDS = 5
+FULL = 4  # times as many epochs
 SIDE, FROZEN_SIDE = 128, 224  # px, of fine-tuned networks and of frozen features
 # Images per second of one thread, with another one beside it; seconds to start a stage.
 TRAINED, SEEN, FROZEN, START = 27, 75, 40, 10
@@ -50,7 +52,8 @@ PROTOCOLS = {
     "shenzhen": Protocol("xrays", ("Montgomery",), 6, 340, 138),
     "montgomery": Protocol("xrays", ("Shenzhen",), 15, 83, 566),
     "ct": Protocol("ct", (), 3, 666),
-    "joint": Protocol("both", ("Montgomery",), 3, 1006, 138),
+    "ct_shenzhen": Protocol("both", ("Montgomery",), 3, 1006, 138),
+    "ct_montgomery": Protocol("both", ("Shenzhen",), 3, 749, 566),
 }
 HOSPITALS = ("shenzhen", "montgomery")
 NAMES = {"both": ["ct_volumes", "xrays"], "xrays": ["xrays"], "ct": ["ct_volumes"]}
@@ -79,23 +82,19 @@ BOTH_WAYS = (*MAIN, "lungs_true", "lungs_box", "equalize")
 ON_CT = ("everything", "lungs_crop", "lungs", "mask")
 UNMASKED = ("everything", "border", "stretch", "equalize")
 # What may help, as changes of the block of the fine-tuned network.
-JOINT = {
-    "baseline": {},
+VARIANTS = {
     "head by modality": {"head": "by_modality"},
     "balance: none": {"balance": "none"},
     "balance: class": {"balance": "class"},
     "adversary: modality": {"adversary": "modality"},
-}
-MORE_JOINT = {
     "no augmentation": {"augment": None},
     "balance: logit_adjusted": {"balance": "logit_adjusted"},
     "batch norms of the checkpoint": {"batch_norm": "pretrained"},
 }
-FILMS_ONLY = {
-    "no augmentation": {"augment": None},
-    "batch norms of the checkpoint": {"batch_norm": "pretrained"},
-    "random weights": {"weights": "random", "lr": 1.0e-3},
-}
+ON_FILMS = ("no augmentation", "batch norms of the checkpoint")
+IN_SHORT = ("head by modality", "balance: none", "balance: class", "adversary: modality")
+SITE_WEIGHTS = (0.1, 0.3, 1.0)  # of an adversary by site
+RANDOM = {"weights": "random", "lr": 1.0e-3}
 STARVED = (22, 4, 1)  # tuberculosis images left to training: 2.4 %, 0.5 % and 0.1 %
 BALANCES = ("none", "class", "class_modality", "logit_adjusted")
 # The part `synthetic`: films of 64 px; numbers of tuberculosis films in training by importance, of
@@ -132,20 +131,24 @@ class Run:
     thin: int | None = None
 
 
-def plan(checkpoint: str, more: bool = False) -> list[Run]:
-    """Return all runs, each after those that it needs; with `more`, those of `Plan.more` too."""
+def plan(checkpoint: str, full: bool = False) -> list[Run]:
+    """Return all runs, each after those that it needs."""
+    whole = Plan(checkpoint, FULL if full else 1)
     runs: dict[str, Run] = {}
-    whole = Plan(checkpoint)
-    for run in [*whole.runs(), *(whole.more() if more else ())]:
+    for run in [*whole.runs(), *(whole.more() if full else ())]:
         runs.setdefault(run.name, run)
     return list(runs.values())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Makes the runs for a checkpoint. A method yields a run after those that it needs."""
+    """Makes the runs for a checkpoint. A method yields a run after those that it needs.
+
+    ``longer``: how many times as long trainings are as in three hours on two cores.
+    """
 
     checkpoint: str
+    longer: int = 1
 
     def runs(self) -> Iterator[Run]:
         hospitals = HOSPITALS
@@ -173,34 +176,26 @@ class Plan:
                 yield from self.frozen("objections", protocol, view)
         yield from self.scratch()
         yield from self.several("folds", "both", seeds=(3, 4))
-        none = {"augment": None}
-        yield from self.several("helps", "shenzhen", variant="no augmentation", change=none)
+        yield from self.vary("shenzhen", "no augmentation")
         yield from self.several("helps", "shenzhen", "equalize")
-        for variant, change in JOINT.items():
-            yield from self.several("helps", "joint", "everything", variant, change, range(3))
-        site = {"adversary": "site"}
-        args = ("helps", "both", "everything", "adversary: site", site, range(2))
-        yield from self.several(*args)
+        for variant in ("", *IN_SHORT):
+            yield from self.vary("ct_shenzhen", variant, range(3))
+        yield from self.adversaries(0.3, range(2))
 
     def more(self) -> Iterator[Run]:
-        """Yield what three hours on two cores do not hold.
-
-        Synthetic images, every view fine-tuned, more variants.
-        """
-        yield from self.synthetic()
+        """Yield what three hours on two cores do not hold."""
+        for protocol, variant in product(("ct_shenzhen", "ct_montgomery"), ("", *VARIANTS)):
+            yield from self.vary(protocol, variant)
+        for protocol, variant in product(HOSPITALS, ON_FILMS):
+            yield from self.vary(protocol, variant)
+        for weight in SITE_WEIGHTS:
+            yield from self.adversaries(weight)
         for protocol, view in product(HOSPITALS, VIEWS):
             yield from self.several("hospitals", protocol, view)
         for view in VIEWS:
             if not view.startswith("dilate"):
                 yield from self.several("ct", "ct", view)
-        for variant, change in (JOINT | MORE_JOINT).items():
-            yield from self.several("helps", "joint", "everything", variant, change)
-        for protocol, (variant, change) in product(HOSPITALS, FILMS_ONLY.items()):
-            yield from self.several("helps", protocol, "everything", variant, change)
-        for weight in (0.1, 0.3, 1.0):
-            change = {"adversary": "site", "adversary_weight": weight}
-            variant = "adversary: site" if weight == 0.3 else f"adversary: site, weight {weight}"
-            yield from self.several("helps", "both", "everything", variant, change)
+        yield from self.synthetic()
 
     # --- What others need ----------------------------------------------------------------
 
@@ -313,8 +308,9 @@ class Plan:
         if view not in UNMASKED:
             yield from self.masks(protocol)
             links["data/masks"] = f"masks/{protocol}"
-        changes = {"checkpoint": self.checkpoint, "image_size": SIDE, "epochs": own.epochs}
-        changes |= {"warmup_steps": 10, "save_every": 50} | change
+        changes = {"checkpoint": self.checkpoint, "image_size": SIDE}
+        epochs = own.epochs * self.longer
+        changes |= {"epochs": epochs, "warmup_steps": 10, "save_every": 50} | change
         changes |= {f"view.{key}": x for key, x in VIEWS[view].items()}
         block = f"study.finetune_cnn.{NET}"
         params = shared(own.collections) | {f"{block}.{key}": x for key, x in changes.items()}
@@ -322,7 +318,20 @@ class Plan:
         labels = label(protocol, FINETUNED, view, variant, fold, seed)
         labels |= {} if keep is None else {"keep": keep}
         stages = (("stages/finetune_cnn.py", NET),)
-        yield made(part, labels, stages, params, links, training_cost(own, own.epochs))
+        yield made(part, labels, stages, params, links, training_cost(own, epochs))
+
+    def vary(
+        self, protocol: str, variant: str, folds: Iterable[int] = range(FOLDS)
+    ) -> Iterator[Run]:
+        """Fine-tune with one of VARIANTS; with none, as it is."""
+        change = VARIANTS[variant] if variant else {}
+        yield from self.several("helps", protocol, variant=variant, change=change, folds=folds)
+
+    def adversaries(self, weight: float, folds: Iterable[int] = range(FOLDS)) -> Iterator[Run]:
+        """Fine-tune against an adversary by site, with both hospitals in training."""
+        change = {"adversary": "site", "adversary_weight": weight}
+        variant = f"adversary: site, weight {weight}"
+        yield from self.several("helps", "both", variant=variant, change=change, folds=folds)
 
     def starved(self, keep: int) -> Iterator[Run]:
         """Train with few tuberculosis images, by each way to balance the classes."""
@@ -379,16 +388,16 @@ class Plan:
 
     def scratch(self) -> Iterator[Run]:
         """Fine-tune from random weights: what pretraining is worth."""
-        random = {"weights": "random", "lr": 1.0e-3}
-        yield from self.several("scratch", "both", variant="random weights", change=random)
+        yield from self.several("scratch", "both", variant="random weights", change=RANDOM)
         command = ("data/make_checkpoints.py", "--into", "checkpoints", "--side", str(SIDE))
         yield Run("checkpoints", ((*command, "--patch", "16"),), {}, {}, START)
         systems = {
             "resnet": ("stages/finetune_cnn.py resnet50", "finetune_cnn.resnet50", "resnet50"),
             "siglip": ("stages/finetune_siglip.py", "finetune_siglip", "siglip"),
         }
-        own, changes = PROTOCOLS["both"], {"image_size": SIDE, "weights": "random", "epochs": 10}
-        changes |= {"lr": 3.0e-3, "warmup_steps": 30, "save_every": 50}
+        own, changes = PROTOCOLS["both"], {"image_size": SIDE, "weights": "random"}
+        epochs = 10 * self.longer
+        changes |= {"epochs": epochs, "lr": 3.0e-3, "warmup_steps": 30, "save_every": 50}
         for system, (command, block, name) in systems.items():
             changes["checkpoint"] = f"checkpoints/{name}"
             params = shared("both") | {f"study.{block}.{key}": x for key, x in changes.items()}
@@ -396,7 +405,7 @@ class Plan:
                 links = packed("both") | {"data/split.csv": split_name("both", fold)}
                 links |= {"checkpoints": "checkpoints"}
                 labels, own_params = label("both", system, fold=fold), params | {"seed": fold}
-                stages, cost = (tuple(command.split()),), training_cost(own, 10, *SMALL)
+                stages, cost = (tuple(command.split()),), training_cost(own, epochs, *SMALL)
                 yield made("scratch", labels, stages, own_params, links, cost)
 
 

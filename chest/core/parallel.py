@@ -1,11 +1,10 @@
 """Work on all cores, and progress bars."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 Item = TypeVar("Item")
@@ -13,8 +12,8 @@ Result = TypeVar("Result")
 
 
 def workers() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use; LOKY_MAX_CPU_COUNT lowers it."""
+    return cpu_count()
 
 
 def parallel_map(

@@ -130,7 +130,7 @@ def test_an_interrupt_ends_the_stages_and_the_next_call_resumes(study, phantoms,
 def test_the_plan_is_whole_and_within_three_hours():
     plan = real_plan.plan("net")
     seen = set()
-    for run in real_plan.plan("net", more=True):
+    for run in real_plan.plan("net", full=True):
         assert {*run.links.values()} <= seen, f"{run.name} comes before what it needs"
         assert run.name not in seen
         seen.add(run.name)
