@@ -3,17 +3,17 @@
 The runs are listed by importance. Six protocols, each in five folds by patient; a fold's own
 images are the test split, and "across" are all films of the hospital that is held out:
 
-    protocol        images                held out     epochs   trained on
-    both            CT slices and films   -            3        1,088
-    shenzhen        films                 Montgomery   6        340
-    montgomery      films                 Shenzhen     15       83
-    ct              CT slices             -            3        666
-    ct_shenzhen     CT slices and films   Montgomery   3        1,006
-    ct_montgomery   CT slices and films   Shenzhen     3        749
+    protocol        images                held out     epochs (full)   trained on
+    both            CT slices and films   -            3 (30)          1,088
+    shenzhen        films                 Montgomery   6 (24)          340
+    montgomery      films                 Shenzhen     15 (60)         83
+    ct              CT slices             -            3 (12)          666
+    ct_shenzhen     CT slices and films   Montgomery   3 (12)          1,006
+    ct_montgomery   CT slices and films   Shenzhen     3 (12)          749
 
-The full plan has FULL times as many epochs. Fold k of a protocol is trained with seed k, so that
-five folds are five training runs; only `both` is repeated with five seeds. Lung masks of films come
-from a U-Net that is trained once for each hospital held out, on 80 % of the other one's films.
+Fold k of a protocol is trained with seed k, so that five folds are five training runs; only `both`
+is repeated with five seeds. Lung masks of films come from a U-Net that is trained once for each
+hospital held out, on 80 % of the other one's films.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from itertools import product
 
 FOLDS = 5
-FULL = 4  # times as many epochs
 SIDE, FROZEN_SIDE = 128, 224  # px, of fine-tuned networks and of frozen features
 # Images per second of one thread, with another one beside it; seconds to start a stage.
 TRAINED, SEEN, FROZEN, START = 27, 75, 40, 10
@@ -33,11 +32,15 @@ FINETUNED, FEATURES, PIXELS = "finetuned", "frozen", "baselines"
 
 @dataclass(frozen=True)
 class Protocol:
-    """Collections (a key of IMAGES), sites held out, epochs, images in training and held out."""
+    """Collections (a key of IMAGES), sites held out, epochs, images in training and held out.
+
+    ``full``: epochs of the full plan.
+    """
 
     collections: str
     external: tuple[str, ...]
     epochs: int
+    full: int
     trained: int
     held_out: int = 0
 
@@ -48,12 +51,12 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "both": Protocol("both", (), 3, 1088),
-    "shenzhen": Protocol("xrays", ("Montgomery",), 6, 340, 138),
-    "montgomery": Protocol("xrays", ("Shenzhen",), 15, 83, 566),
-    "ct": Protocol("ct", (), 3, 666),
-    "ct_shenzhen": Protocol("both", ("Montgomery",), 3, 1006, 138),
-    "ct_montgomery": Protocol("both", ("Shenzhen",), 3, 749, 566),
+    "both": Protocol("both", (), 3, 30, 1088),
+    "shenzhen": Protocol("xrays", ("Montgomery",), 6, 24, 340, 138),
+    "montgomery": Protocol("xrays", ("Shenzhen",), 15, 60, 83, 566),
+    "ct": Protocol("ct", (), 3, 12, 666),
+    "ct_shenzhen": Protocol("both", ("Montgomery",), 3, 12, 1006, 138),
+    "ct_montgomery": Protocol("both", ("Shenzhen",), 3, 12, 749, 566),
 }
 HOSPITALS = ("shenzhen", "montgomery")
 NAMES = {"both": ["ct_volumes", "xrays"], "xrays": ["xrays"], "ct": ["ct_volumes"]}
@@ -133,7 +136,7 @@ class Run:
 
 def plan(checkpoint: str, full: bool = False) -> list[Run]:
     """Return all runs, each after those that it needs."""
-    whole = Plan(checkpoint, FULL if full else 1)
+    whole = Plan(checkpoint, full)
     runs: dict[str, Run] = {}
     for run in [*whole.runs(), *(whole.more() if full else ())]:
         runs.setdefault(run.name, run)
@@ -144,11 +147,11 @@ def plan(checkpoint: str, full: bool = False) -> list[Run]:
 class Plan:
     """Makes the runs for a checkpoint. A method yields a run after those that it needs.
 
-    ``longer``: how many times as long trainings are as in three hours on two cores.
+    ``full``: trainings take as long as they should, not as long as two cores allow in three hours.
     """
 
     checkpoint: str
-    longer: int = 1
+    full: bool = False
 
     def runs(self) -> Iterator[Run]:
         hospitals = HOSPITALS
@@ -309,7 +312,7 @@ class Plan:
             yield from self.masks(protocol)
             links["data/masks"] = f"masks/{protocol}"
         changes = {"checkpoint": self.checkpoint, "image_size": SIDE}
-        epochs = own.epochs * self.longer
+        epochs = own.full if self.full else own.epochs
         changes |= {"epochs": epochs, "warmup_steps": 10, "save_every": 50} | change
         changes |= {f"view.{key}": x for key, x in VIEWS[view].items()}
         block = f"study.finetune_cnn.{NET}"
@@ -396,7 +399,7 @@ class Plan:
             "siglip": ("stages/finetune_siglip.py", "finetune_siglip", "siglip"),
         }
         own, changes = PROTOCOLS["both"], {"image_size": SIDE, "weights": "random"}
-        epochs = 10 * self.longer
+        epochs = 30 if self.full else 10
         changes |= {"epochs": epochs, "lr": 3.0e-3, "warmup_steps": 30, "save_every": 50}
         for system, (command, block, name) in systems.items():
             changes["checkpoint"] = f"checkpoints/{name}"
