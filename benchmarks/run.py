@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 MODELS = {"training": measure_training, "zeroshot": measure_zeroshot}
 FILES = {"volumes": measure_volumes, "packing": measure_packing}
+STUDY = 13_040  # its training images
 PARTS = (*FILES, *MODELS, "systems")
 
 
@@ -49,11 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in options.only or PARTS:
         print(f"{part} ...", file=sys.stderr, flush=True)
         if part == "systems":
-            systems = measure_systems(models)
-        elif part in FILES:
-            rows += FILES[part]("tiny" if options.tiny else "full")
+            for system in measure_systems(models):
+                systems.append(system)
+                store(options, taken, rows, systems)
         else:
-            rows += MODELS[part](models)
+            measure, size = (FILES, "full") if part in FILES else (MODELS, models)
+            rows += measure[part]("tiny" if options.tiny else size)
+            store(options, taken, rows, systems)
+
+
+def store(options, taken: str, rows: list[Row], systems: list[dict]) -> None:
+    """Write what was measured so far, and print its table."""
     name = options.name or re.sub(r"\W+", "-", device()).strip("-").lower()
     content = {
         **circumstances(ROOT),
@@ -66,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.into / f"{name}.json", content)
     table = "\n\n".join([tabulate(rows)] * bool(rows) + [tabulate_systems(systems)] * bool(systems))
     write_text(options.into / f"{name}.md", f"{describe(content)}\n\n{table}\n")
-    print(table)
+    print(table, flush=True)
 
 
 def read_options(arguments: Sequence[str] | None):
@@ -108,12 +115,14 @@ def tabulate(rows: list[Row]) -> str:
 
 def tabulate_systems(systems: list[dict]) -> str:
     """Each system's training as a line of a table."""
-    head = ["trained for an epoch", "n", "rate", "memory", "runs", "largest difference of a weight"]
+    head = ["trained for an epoch", "n", "rate", f"{STUDY:,} images, ten times", "memory", "runs"]
+    head += ["largest difference of a weight"]
     lines = [
         [
             system["name"],
             f"{system['n']:,}",
             rate(system["seconds"], "images"),
+            f"{10 * STUDY * np.median(system['seconds']) / 60:,.1f} min",
             system["memory"],
             str(len(system["seconds"])),
             f"{system['largest_difference_of_a_weight']:.1g}",

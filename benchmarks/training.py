@@ -1,7 +1,7 @@
 """Training: our loop against the Hugging Face Trainer, and each system at its full size."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ class Sizes:
 
 
 SIZES = {
-    "full": Sizes(2_560, 256, 256, 512, 32, 5),
+    "full": Sizes(2_560, 256, 256, 512, 32, 3),
     "small": Sizes(320, 32, 64, 512, 32, 5),
     "tiny": Sizes(8, 4, 4, 64, 4, 1),
 }
@@ -149,23 +149,23 @@ def measure_training(size: str) -> list[Row]:
     return [Row(name, opponent, sizes.train, "images", ours, theirs, memory)]
 
 
-def measure_systems(size: str) -> list[dict]:
+def measure_systems(size: str) -> Iterator[dict]:
     """Train each system at its size: rate, peak memory, and whether runs end in the same bits.
 
-    Returns for each its name, seconds an image of each run, memory, and the largest difference of a
+    Yields for each its name, seconds an image of each run, memory, and the largest difference of a
     weight between runs.
     """
-    sizes, found = SIZES[size], []
+    sizes = SIZES[size]
     data = make_data(sizes.train, sizes.val)
     for family in SYSTEMS:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, family)
             write_encoder(folder, family, size)
             prepare = partial(prepare_ours, size, data, family, folder)
-            found.append(repeat_training(f"{family} {size}", prepare, sizes.repeats))
+            yield repeat_training(f"{family} {size}", prepare, sizes.repeats)
     data = make_data(sizes.asked, sizes.asked // 4)
     prepare = partial(prepare_language, size, data)
-    return [*found, repeat_training(f"qwen {size}, adapters", prepare, sizes.repeats)]
+    yield repeat_training(f"qwen {size}, adapters", prepare, sizes.repeats)
 
 
 def repeat_training(name: str, prepare: Callable[[], loop.Task], repeats: int) -> dict:
