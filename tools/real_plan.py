@@ -1,17 +1,19 @@
 """The plan of tools/real.py: which runs there are, what each changes in params.yaml, what it costs.
 
-The runs are listed by importance. Six protocols, each in five folds by patient; a fold's own
+The runs are listed by importance. Seven protocols, each in five folds by patient; a fold's own
 images are the test split, and "across" are all films of the hospital that is held out:
 
     protocol        images                held out     epochs (full)   trained on
     both            CT slices and films   -            3 (30)          1,088
     shenzhen        films                 Montgomery   6 (24)          340
     montgomery      films                 Shenzhen     15 (60)         83
+    films           films                 -            6 (12)          422
     ct              CT slices             -            3 (12)          666
     ct_shenzhen     CT slices and films   Montgomery   3 (12)          1,006
     ct_montgomery   CT slices and films   Shenzhen     3 (12)          749
 
-Fold k of a protocol is trained with seed k, so that five folds are five training runs; only `both`
+What pretraining is worth and few tuberculosis images stay at 3 epochs also in the full plan. Fold k
+of a protocol is trained with seed k, so that five folds are five training runs; only `both`
 is repeated with five seeds. Lung masks of films come from a U-Net that is trained once for each
 hospital held out, on 80 % of the other one's films.
 """
@@ -54,6 +56,7 @@ PROTOCOLS = {
     "both": Protocol("both", (), 3, 30, 1088),
     "shenzhen": Protocol("xrays", ("Montgomery",), 6, 24, 340, 138),
     "montgomery": Protocol("xrays", ("Shenzhen",), 15, 60, 83, 566),
+    "films": Protocol("xrays", (), 6, 12, 422),
     "ct": Protocol("ct", (), 3, 12, 666),
     "ct_shenzhen": Protocol("both", ("Montgomery",), 3, 12, 1006, 138),
     "ct_montgomery": Protocol("both", ("Shenzhen",), 3, 12, 749, 566),
@@ -84,20 +87,19 @@ MAIN = ("everything", "lungs_crop", "lungs", "border", "no_lungs", "mask")
 BOTH_WAYS = (*MAIN, "lungs_true", "lungs_box", "equalize")
 ON_CT = ("everything", "lungs_crop", "lungs", "mask")
 UNMASKED = ("everything", "border", "stretch", "equalize")
-# What may help, as changes of the block of the fine-tuned network.
+# What may help, as changes of the block of the fine-tuned network; the first four in both plans.
 VARIANTS = {
     "head by modality": {"head": "by_modality"},
     "balance: none": {"balance": "none"},
     "balance: class": {"balance": "class"},
     "adversary: modality": {"adversary": "modality"},
-    "no augmentation": {"augment": None},
     "balance: logit_adjusted": {"balance": "logit_adjusted"},
+    "no augmentation": {"augment": None},
     "batch norms of the checkpoint": {"batch_norm": "pretrained"},
 }
-ON_FILMS = ("no augmentation", "batch norms of the checkpoint")
-IN_SHORT = ("head by modality", "balance: none", "balance: class", "adversary: modality")
-SITE_WEIGHTS = (0.1, 0.3, 1.0)  # of an adversary by site
-RANDOM = {"weights": "random", "lr": 1.0e-3}
+FIRST = [*VARIANTS][:4]
+SITE_WEIGHTS = (0.3, 1.0)  # of an adversary by site
+BRIEF = {"epochs": 3}
 STARVED = (22, 4, 1)  # tuberculosis images left to training: 2.4 %, 0.5 % and 0.1 %
 BALANCES = ("none", "class", "class_modality", "logit_adjusted")
 # The part `synthetic`: films of 64 px; numbers of tuberculosis films in training by importance, of
@@ -179,25 +181,22 @@ class Plan:
                 yield from self.frozen("objections", protocol, view)
         yield from self.scratch()
         yield from self.several("folds", "both", seeds=(3, 4))
-        yield from self.vary("shenzhen", "no augmentation")
+        yield from self.vary("shenzhen", ["no augmentation"])
         yield from self.several("helps", "shenzhen", "equalize")
-        for variant in ("", *IN_SHORT):
-            yield from self.vary("ct_shenzhen", variant, range(3))
-        yield from self.adversaries(0.3, range(2))
+        yield from self.vary("ct_shenzhen", ["", *FIRST], range(3))
+        yield from self.adversaries((0.3,), range(2))
 
     def more(self) -> Iterator[Run]:
         """Yield what three hours on two cores do not hold."""
-        for protocol, variant in product(("ct_shenzhen", "ct_montgomery"), ("", *VARIANTS)):
-            yield from self.vary(protocol, variant)
-        for protocol, variant in product(HOSPITALS, ON_FILMS):
-            yield from self.vary(protocol, variant)
-        for weight in SITE_WEIGHTS:
-            yield from self.adversaries(weight)
-        for protocol, view in product(HOSPITALS, VIEWS):
+        yield from self.several("folds", "both", variant="3 epochs", change=BRIEF, seeds=range(5))
+        for protocol, view in product(HOSPITALS, MAIN):
             yield from self.several("hospitals", protocol, view)
-        for view in VIEWS:
-            if not view.startswith("dilate"):
-                yield from self.several("ct", "ct", view)
+        for view in ON_CT:
+            yield from self.several("ct", "ct", view)
+        yield from self.vary("ct_shenzhen", ["", *VARIANTS])
+        yield from self.vary("ct_montgomery", ["", *FIRST])
+        yield from self.vary("montgomery", ["no augmentation"])
+        yield from self.adversaries(SITE_WEIGHTS)
         yield from self.synthetic()
 
     # --- What others need ----------------------------------------------------------------
@@ -321,25 +320,30 @@ class Plan:
         labels = label(protocol, FINETUNED, view, variant, fold, seed)
         labels |= {} if keep is None else {"keep": keep}
         stages = (("stages/finetune_cnn.py", NET),)
-        yield made(part, labels, stages, params, links, training_cost(own, epochs))
+        yield made(part, labels, stages, params, links, training_cost(own, changes["epochs"]))
 
     def vary(
-        self, protocol: str, variant: str, folds: Iterable[int] = range(FOLDS)
+        self, protocol: str, variants: Iterable[str], folds: Iterable[int] = range(FOLDS)
     ) -> Iterator[Run]:
-        """Fine-tune with one of VARIANTS; with none, as it is."""
-        change = VARIANTS[variant] if variant else {}
-        yield from self.several("helps", protocol, variant=variant, change=change, folds=folds)
+        """Fine-tune with each of some VARIANTS; "" is without a change."""
+        for variant in variants:
+            change = VARIANTS.get(variant)
+            yield from self.several("helps", protocol, "everything", variant, change, folds)
 
-    def adversaries(self, weight: float, folds: Iterable[int] = range(FOLDS)) -> Iterator[Run]:
-        """Fine-tune against an adversary by site, with both hospitals in training."""
-        change = {"adversary": "site", "adversary_weight": weight}
-        variant = f"adversary: site, weight {weight}"
-        yield from self.several("helps", "both", variant=variant, change=change, folds=folds)
+    def adversaries(
+        self, weights: Iterable[float], folds: Iterable[int] = range(FOLDS)
+    ) -> Iterator[Run]:
+        """Fine-tune on the films of both hospitals, without and against an adversary by site."""
+        yield from self.several("helps", "films", folds=folds)
+        for weight in weights:
+            change = {"adversary": "site", "adversary_weight": weight}
+            variant = f"adversary: site, weight {weight}"
+            yield from self.several("helps", "films", "everything", variant, change, folds)
 
     def starved(self, keep: int) -> Iterator[Run]:
         """Train with few tuberculosis images, by each way to balance the classes."""
         for balance in BALANCES:
-            change = {"balance": balance}
+            change = {"balance": balance, **BRIEF}
             yield from self.finetune("starved", "both", 0, 0, "everything", balance, change, keep)
 
     def synthetic(self) -> Iterator[Run]:
@@ -390,8 +394,9 @@ class Plan:
         return made("synthetic", labels | {"films": films}, stages, own, links, 40)
 
     def scratch(self) -> Iterator[Run]:
-        """Fine-tune from random weights: what pretraining is worth."""
-        yield from self.several("scratch", "both", variant="random weights", change=RANDOM)
+        """Train from random weights: what pretraining is worth."""
+        random = {"weights": "random", "lr": 1.0e-3, **BRIEF}
+        yield from self.several("scratch", "both", variant="random weights", change=random)
         command = ("data/make_checkpoints.py", "--into", "checkpoints", "--side", str(SIDE))
         yield Run("checkpoints", ((*command, "--patch", "16"),), {}, {}, START)
         systems = {
@@ -399,8 +404,7 @@ class Plan:
             "siglip": ("stages/finetune_siglip.py", "finetune_siglip", "siglip"),
         }
         own, changes = PROTOCOLS["both"], {"image_size": SIDE, "weights": "random"}
-        epochs = 30 if self.full else 10
-        changes |= {"epochs": epochs, "lr": 3.0e-3, "warmup_steps": 30, "save_every": 50}
+        changes |= {"epochs": 10, "lr": 3.0e-3, "warmup_steps": 30, "save_every": 50}
         for system, (command, block, name) in systems.items():
             changes["checkpoint"] = f"checkpoints/{name}"
             params = shared("both") | {f"study.{block}.{key}": x for key, x in changes.items()}
@@ -408,7 +412,7 @@ class Plan:
                 links = packed("both") | {"data/split.csv": split_name("both", fold)}
                 links |= {"checkpoints": "checkpoints"}
                 labels, own_params = label("both", system, fold=fold), params | {"seed": fold}
-                stages, cost = (tuple(command.split()),), training_cost(own, epochs, *SMALL)
+                stages, cost = (tuple(command.split()),), training_cost(own, 10, *SMALL)
                 yield made("scratch", labels, stages, own_params, links, cost)
 
 
