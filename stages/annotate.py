@@ -22,7 +22,8 @@ from chest.models.common.device import Precision, describe_run, start
 from chest.models.common.fingerprint import fingerprint
 from chest.models.common.image_store import place_images
 from chest.models.common.journal import open_journal
-from chest.models.vlm.annotation import AnnotationPrompts, AnnotationSettings, annotate
+from chest.models.settings import AnnotationPrompts
+from chest.models.vlm.annotation import AnnotationSettings, annotate
 from chest.models.vlm.asking import AskedRows
 from chest.models.vlm.model import load_vlm
 

@@ -12,7 +12,7 @@ from chest.data.annotations import read_annotations
 from chest.data.dataset import read_labelled
 from chest.evaluation.baselines import fit_linear
 from chest.evaluation.predictions import Record, tabulate, write
-from chest.models.vlm.annotation import AnnotationPrompts
+from chest.models.settings import AnnotationPrompts
 
 SYSTEM = "probe_findings"
 

@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.report:
             execute(study, chosen, options.jobs)
     finally:
-        results.report(options.into, Path("docs"), Path("README.md"))
+        command = "python tools/real.py DATA --checkpoint CHECKPOINT" + " --full" * options.full
+        results.report(options.into, Path("docs"), Path("README.md"), command)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import inspect
 import signal
 import sys
@@ -46,6 +47,7 @@ def run(main: Callable[[], None]) -> None:
     """
     for number in STOPPING:
         signal.signal(number, _interrupt)
+    gc.freeze()  # imports stay: leaving them out of garbage collection ends a stage a second sooner
     try:
         main()
     except ChestError as error:

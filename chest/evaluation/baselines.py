@@ -25,7 +25,7 @@ from chest.evaluation.predictions import Record
 
 GRID = 28  # px of the pooled images
 C_VALUES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the logistic regression; chosen on validation
-NEWTON, FEW = "newton-cholesky", 256  # solver, faster up to so many images or features
+NEWTON, FEW = "newton-cholesky", 1024  # solver, faster up to so many images or features
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)  # of the grey levels
 CHUNK = 64  # images at a time
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients
 from torch.nn.functional import avg_pool2d
 from transformers import PreTrainedModel, SiglipModel
 
@@ -61,6 +60,9 @@ def relevance_of_prompts(
 def _relevance(
     scores: Scores, pixels: torch.Tensor, classes: np.ndarray, *further: torch.Tensor
 ) -> np.ndarray:
+    # Here, since importing captum takes a second, and stages draw no maps.
+    from captum.attr import IntegratedGradients
+
     def margin(images: torch.Tensor, index: torch.Tensor, *further: torch.Tensor) -> torch.Tensor:
         return _margin(scores(images, *further), index)
 

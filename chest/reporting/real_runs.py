@@ -162,6 +162,11 @@ def spread(found: Mapping[str, Interval]) -> dict[str, float]:
     return {key: x for name, own in found.items() for key, x in own.as_dict(name).items()}
 
 
+def together(runs: Sequence[RealRun], split: str) -> Group | None:
+    """Return the answers of `runs` to the images of a split in one table."""
+    return _group([runs] if runs else [], split)
+
+
 def apart(runs: Sequence[RealRun], split: str) -> Group | None:
     """Return the answers of `runs` to the images of a split, one table for each run."""
     return _group([[run] for run in runs], split)

@@ -28,8 +28,11 @@ from chest.reporting.results_tables import (
 from chest.reporting.scores import score_bins
 
 
-def report(into: Path, docs: Path, readme: Path) -> None:
-    """Write docs/results.md, docs/results/ and the lines between the marks in `readme`."""
+def report(into: Path, docs: Path, readme: Path, command: str) -> None:
+    """Write docs/results.md, docs/results/ and the lines between the marks in `readme`.
+
+    `command` is what the page says the runs were made by.
+    """
     runs = RealRuns(into)
     # Rounded as in the files, so that whoever computes from them finds what the pages say.
     tables = {name: table.round(4) for name, table in tabulate(runs).items()}
@@ -39,6 +42,7 @@ def report(into: Path, docs: Path, readme: Path) -> None:
     charts = draw(folder, tables, runs)
     found = findings(tables)
     facts = describe([run.record for run in runs.runs], [run.commit for run in runs.runs])
+    facts |= {"command": command}
     write_text(docs / "results.md", write_page(tables, charts, found, facts))
     fill(readme, "real", "\n".join(f"- {line}" for line in found))
     for name in ("synthetic", "synthetic_quality"):

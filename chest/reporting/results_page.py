@@ -11,7 +11,7 @@ from chest.core.tables import markdown
 from chest.evaluation import few_shots
 from chest.evaluation.predictions import Record
 from chest.reporting.model_card import NOTICE, TEMPLATES
-from chest.reporting.results_tables import MAIN_VIEWS
+from chest.reporting.results_tables import MAIN_VIEWS, in_order
 from chest.reporting.wording import format_interval, format_points, percent
 
 SHOWN_PATIENTS = ("1", "4", "16", "64", few_shots.ALL)
@@ -30,9 +30,16 @@ def write_page(
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True
     )
-    cells = {name: to_markdown(name, table) for name, table in in_sections(tables).items()}
+    sections = in_sections(tables)
+    helps = sections.pop("helps")
+    trained = [*helps.groupby("trained", sort=False)] if len(helps) else []
     return environment.get_template("results.md").render(
-        notice=NOTICE, tables=cells, charts=charts, findings=found, facts=facts
+        notice=NOTICE,
+        tables={name: to_markdown(name, table) for name, table in sections.items()},
+        helps={name: to_markdown("helps", own) for name, own in trained},
+        charts=charts,
+        findings=found,
+        facts=facts,
     )
 
 
@@ -159,22 +166,24 @@ def _objections_markdown(table: pd.DataFrame) -> Table:
 
 
 def _helps_markdown(table: pd.DataFrame) -> Table:
-    best = table.groupby("place")["validated"].transform("max") == table["validated"]
-    head = ["from and to", "setting", "runs", "UAR on validation", "AUROC", "UAR"]
+    best = table["validated"].max()
+    site = {"discriminator": "adversary finds the site", "site_found": "new classifier finds it"}
+    site = {key: name for key, name in site.items() if table.get(key, pd.Series()).notna().any()}
+    head = ["tested", "setting", "UAR on validation", "AUROC", "UAR"]
     rows = [
         [
             row["place"],
-            row["setting"] + (" (chosen)" if chosen else ""),
-            str(row["runs"]),
+            row["setting"] + (" (chosen)" if row["validated"] == best else ""),
             f"{percent(row['validated'])} ± {100 * row['validated_sd']:.1f}",
             cell(row, "auroc"),
             cell(row, "uar"),
             changed(row, "auroc"),
             changed(row, "uar"),
+            *("-" if pd.isna(row[key]) else percent(row[key]) for key in site),
         ]
-        for row, chosen in zip(table.to_dict("records"), best, strict=True)
+        for row in in_order(table, place=[*dict.fromkeys(table["place"])]).to_dict("records")
     ]
-    return [*head, "change of AUROC", "of UAR"], rows
+    return [*head, "change of AUROC", "of UAR", *site.values()], rows
 
 
 def _starved_markdown(table: pd.DataFrame) -> Table:

@@ -1,16 +1,16 @@
 """The tables of the results on real lungs, from the predictions that `tools/real.py` stored."""
 
-import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from chest.core.labels import DISEASES
+from chest.core.labels import DISEASES, EVALUATED
 from chest.core.parallel import parallel_map, progress
 from chest.evaluation import few_shots
 from chest.evaluation.comparison import Difference, compare, pooled
@@ -18,11 +18,21 @@ from chest.evaluation.predictions import part_of
 from chest.evaluation.recalibration import recalibrate_layer, recalibrate_threshold
 from chest.evaluation.repeated import auroc_difference
 from chest.evaluation.roc import disease_scores
-from chest.reporting.real_runs import SEED, Group, RealRun, RealRuns, apart, figures, spread
+from chest.reporting.real_runs import (
+    SEED,
+    Group,
+    RealRun,
+    RealRuns,
+    apart,
+    figures,
+    spread,
+    together,
+)
 
 # Key of a system (name of the file of its answers, labels), and what it is called.
 SYSTEMS = {
     "EfficientNet, fine-tuned": ("", {"system": "finetuned", "variant": ""}),
+    "EfficientNet, 3 epochs": ("", {"system": "finetuned", "variant": "3 epochs"}),
     "EfficientNet frozen, logistic regression": ("", {"system": "frozen"}),
     "EfficientNet from random weights": ("", {"system": "finetuned", "variant": "random weights"}),
     "Small ResNet from random weights": ("", {"system": "resnet"}),
@@ -62,38 +72,43 @@ VIEWS = {
     "equalize": "Whole image, grey values equalised",
 }
 MAIN_VIEWS = list(VIEWS.values())[:6]
-# What may help: protocol, where it counts, and the labels of each setting; the first is the rule.
-HELPS = {
-    **{
-        protocol: {
-            "as it is": {"view": "everything", "variant": ""},
-            "no augmentation": {"view": "everything", "variant": "no augmentation"},
-            "grey values equalised": {"view": "equalize", "variant": ""},
-            "lungs only": {"view": "lungs", "variant": ""},
-            "lungs, cropped and stretched": {"view": "lungs_crop", "variant": ""},
-        }
-        for protocol in ("shenzhen", "montgomery")
-    },
-    "joint": {
-        name: {"view": "everything", "variant": name}
-        for name in (
-            "baseline",
-            "head by modality",
-            "balance: none",
-            "balance: class",
-            "adversary: modality",
-        )
-    },
-    "both": {
-        "as it is": {"view": "everything", "variant": "", "seed": 0},
-        "adversary: site": {"view": "everything", "variant": "adversary: site", "seed": 0},
-    },
+# What may help: the labels of each setting; the first is the rule.
+ON_FILMS = {
+    "as it is": {"view": "everything", "variant": ""},
+    "no augmentation": {"view": "everything", "variant": "no augmentation"},
+    "grey values equalised": {"view": "equalize", "variant": ""},
+    "lungs only": {"view": "lungs", "variant": ""},
+    "lungs, cropped and stretched": {"view": "lungs_crop", "variant": ""},
 }
-HELP_NAMES = {
-    "shenzhen": "Shenzhen to Montgomery, films",
-    "montgomery": "Montgomery to Shenzhen, films",
-    "joint": "Shenzhen to Montgomery, with CT in training",
-    "both": "within X-ray, both hospitals in training",
+WITH_CT = {"as it is": {"view": "everything", "variant": ""}} | {
+    name: {"view": "everything", "variant": name}
+    for name in (
+        "head by modality",
+        "balance: none",
+        "balance: class",
+        "balance: logit_adjusted",
+        "no augmentation",
+        "batch norms of the checkpoint",
+        "adversary: modality",
+    )
+}
+MASKED = "head masked at inference"
+AGAINST_SITE = {"as it is": {"view": "everything", "variant": ""}} | {
+    f"adversary: site, weight {weight}": {"variant": f"adversary: site, weight {weight}"}
+    for weight in (0.3, 1.0)
+}
+# Protocol: what was trained on, the settings, and what counts: the split and the modality.
+SHENZHEN, MONTGOMERY = (
+    {place: (split, "xray") for place, split in zip(PROTOCOLS[name][1:], EVALUATED, strict=True)}
+    for name in ("shenzhen", "montgomery")
+)
+CT = {"within CT": ("test", "ct")}
+HELPS = {
+    "shenzhen": ("films of Shenzhen", ON_FILMS, SHENZHEN),
+    "montgomery": ("films of Montgomery", ON_FILMS, MONTGOMERY),
+    "ct_shenzhen": ("CT slices and films of Shenzhen", WITH_CT, CT | SHENZHEN),
+    "ct_montgomery": ("CT slices and films of Montgomery", WITH_CT, CT | MONTGOMERY),
+    "films": ("films of both hospitals", AGAINST_SITE, {"within X-ray": ("test", "xray")}),
 }
 # By what few tuberculosis films are filled up; each is compared with the rule below.
 FILLED = {
@@ -150,7 +165,7 @@ def view_jobs(runs: RealRuns) -> list[Job]:
     """Each view, within a hospital and across, with the difference to the whole image."""
     jobs = []
     for protocol, (modality, *places) in PROTOCOLS.items():
-        for (method, name), (view, seen) in itertools.product(METHODS.items(), VIEWS.items()):
+        for (method, name), (view, seen) in product(METHODS.items(), VIEWS.items()):
             labels = {"protocol": protocol, "system": method, "variant": ""}
             for place, find in zip(places, (runs.within, runs.across), strict=True):
                 group, whole = find(view=view, **labels), find(view="everything", **labels)
@@ -164,26 +179,39 @@ def view_jobs(runs: RealRuns) -> list[Job]:
 def help_jobs(runs: RealRuns) -> list[Job]:
     """Each setting with its validation figure and its difference to the rule."""
     jobs = []
-    for protocol, settings in HELPS.items():
+    for protocol, (trained, settings, places) in HELPS.items():
         found = {
             name: runs.find(protocol=protocol, system="finetuned", **labels)
             for name, labels in settings.items()
         }
         rule = next(iter(found))
-        if protocol == "joint":
-            found["head masked at inference"] = [without_impossible(run) for run in found[rule]]
-        for name, own in found.items():
-            if own and found[rule]:
-                validated = np.array([run.validated for run in own])
-                sd = float(validated.std(ddof=1)) if len(own) > 1 else 0.0
-                known = {"place": HELP_NAMES[protocol], "setting": name}
-                known |= {"validated": float(validated.mean()), "validated_sd": sd}
-                pair = [_answered(part, protocol) for part in alike(own, found[rule])]
-                if all(pair):
-                    group, base = pair
-                    base = None if name == rule else base
-                    jobs.append(partial(_row, known, group, "xray", None, base))
+        if settings is WITH_CT:
+            found[MASKED] = [without_impossible(run) for run in found[rule]]
+        for (name, own), (place, (split, modality)) in product(found.items(), places.items()):
+            own, base = alike(own, found[rule])
+            if own:
+                known = {"trained": trained, "place": place, "setting": name}
+                known |= validation(own) | site_left(own)
+                pair = (of_split(x, split) for x in (own, base if name != rule else []))
+                jobs.append(partial(_row, known, next(pair), modality, None, next(pair)))
     return jobs
+
+
+def validation(own: list[RealRun]) -> dict[str, float]:
+    """Return mean and standard deviation over runs of the UAR within modality on validation."""
+    found = np.array([run.validated for run in own])
+    return {"validated": found.mean(), "validated_sd": found.std(ddof=1) if len(own) > 1 else 0.0}
+
+
+def site_left(own: list[RealRun]) -> dict[str, float]:
+    """Return how well the site is told by the adversary, and by a new linear classifier."""
+    names = {"discriminator": "discriminator_xray", "site_found": "site_found_xray"}
+    details = [run.record.details for run in own]
+    return {
+        name: float(np.mean([x[key] for x in details]))
+        for name, key in names.items()
+        if all(key in x for x in details)
+    }
 
 
 def without_impossible(run: RealRun) -> RealRun:
@@ -201,19 +229,9 @@ def alike(first: list[RealRun], second: list[RealRun]) -> tuple[list[RealRun], l
     return tuple([run for run in part if run.labels["fold"] in folds] for part in (first, second))
 
 
-def _answered(found: list[RealRun], protocol: str) -> Group | None:
-    """Return what counts in a protocol: the hospital held out, or else the pooled folds."""
-    if not found:
-        return None
-    if protocol == "both":
-        return Group(
-            [pd.concat([part_of(run.answers, "test") for run in found])],
-            [pd.concat([part_of(run.decided, "test") for run in found])],
-        )
-    return Group(
-        [part_of(run.answers, "external") for run in found],
-        [part_of(run.decided, "external") for run in found],
-    )
+def of_split(found: list[RealRun], split: str) -> Group | None:
+    """Return the answers to the hospital held out, run by run, or to the folds, pooled."""
+    return apart(found, split) if split == "external" else together(found, split)
 
 
 def starved_jobs(runs: RealRuns) -> list[Job]:
@@ -267,7 +285,7 @@ def synthetic_quality(into: Path) -> pd.DataFrame:
 
 def recalibration_jobs(runs: RealRuns) -> list[Job]:
     jobs = []
-    for protocol, method, view in itertools.product(PROTOCOLS, METHODS, RECALIBRATED):
+    for protocol, method, view in product(PROTOCOLS, METHODS, RECALIBRATED):
         own = runs.find(protocol=protocol, system=method, view=view, variant="")
         own = [run for run in own if (run.answers["split"] == "external").any()]
         known = {"place": PROTOCOLS[protocol][2], "method": METHODS[method], "view": VIEWS[view]}

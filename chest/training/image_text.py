@@ -33,6 +33,7 @@ from chest.models.common.pixels import (
     to_pixels,
     write_preprocessor,
 )
+from chest.models.settings import AnnotationPrompts
 from chest.models.siglip import (
     PROMPTS,
     TEXT_LENGTH,
@@ -42,7 +43,6 @@ from chest.models.siglip import (
     embed_classes,
     tokenize_prompts,
 )
-from chest.models.vlm.annotation import AnnotationPrompts
 from chest.training.augmentation import change
 from chest.training.classification import ClassifierSettings, Selection
 from chest.training.finetuning import set_up, train_and_answer

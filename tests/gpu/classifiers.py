@@ -23,7 +23,7 @@ from support import load_script, run_stage
 from chest.core.params import load_params
 from chest.data.annotations import write_annotations
 from chest.data.masks import MASK_COLUMNS, MASK_INDEX, MASKS, pack
-from chest.models.vlm.annotation import AnnotationPrompts
+from chest.models.settings import AnnotationPrompts
 from chest.training import loop
 
 

@@ -9,7 +9,8 @@ from chest.core.errors import InputError
 from chest.core.params import load_params
 from chest.data.annotations import read_annotations
 from chest.data.dataset import MANIFEST, SPLIT, read_manifest
-from chest.models.vlm.annotation import AnnotationPrompts, one_line
+from chest.models.settings import AnnotationPrompts
+from chest.models.vlm.annotation import one_line
 
 
 @pytest.fixture

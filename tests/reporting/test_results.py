@@ -47,7 +47,7 @@ def written(tmp_path_factory):
     audit.write_text(json.dumps({"n": 157, "diffusion": {"tuberculosis_xray": found}}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "workers", lambda: 1)
-        results.report(into, into / "docs", into / "README.md")
+        results.report(into, into / "docs", into / "README.md", "python tools/real.py DATA")
     return into
 
 

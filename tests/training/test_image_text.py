@@ -14,9 +14,9 @@ from chest.models.common.checkpoints import find_checkpoint
 from chest.models.common.device import start
 from chest.models.common.image_store import place_images
 from chest.models.common.pixels import Normalization
+from chest.models.settings import AnnotationPrompts
 from chest.models.siglip import SiglipPrompts
 from chest.models.trained import load_prompted_predictor
-from chest.models.vlm.annotation import AnnotationPrompts
 from chest.training.image_text import ImageText, ImageTextSettings, Matcher, load_siglip, make_texts
 from chest.training.loop import Batch
 

@@ -1,17 +1,13 @@
 """Findings and descriptions that a vision-language model writes of an image, from it alone."""
 
-import re
-from typing import Annotated
-
 import numpy as np
 from accelerate import Accelerator
-from pydantic import Field, model_validator
 
 from chest.core.labels import MODALITIES
-from chest.core.params import Positive, Section, Text, Texts
+from chest.core.params import Positive, Section, Text
 from chest.models.common.batch_inference import in_batches, infer
 from chest.models.common.journal import Journal
-from chest.models.settings import Modalities
+from chest.models.settings import AnnotationPrompts
 from chest.models.vlm.asking import AskedRows
 from chest.models.vlm.generation import generate_answers
 from chest.models.vlm.likelihood import class_likelihoods, encode, prepare_question
@@ -26,26 +22,6 @@ class AnnotationSettings(Section):
     image_size: Positive
     max_new_tokens: Positive
     batch_size: Positive
-
-
-class AnnotationPrompts(Section):
-    """``prompts.annotations`` in params.yaml: a question with answers, and one for text."""
-
-    finding: Text
-    description: Text
-    modality: Modalities
-    findings: Annotated[dict[str, Texts], Field(min_length=2, max_length=100)]
-
-    @model_validator(mode="after")
-    def _names_modality(self):
-        for text in (self.finding, self.description):
-            if re.findall(r"{.*?}|[{}]", text) != ["{modality}"]:
-                raise ValueError(f"{text!r}: needs {{modality}} once, and no other braces")
-        return self
-
-    def ask(self, text: str, modality: str) -> str:
-        """Return the question `text` about an image of `modality`."""
-        return text.format(modality=getattr(self.modality, modality))
 
 
 def annotate(
