@@ -73,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(budget(chosen, options.jobs))
         return
     study = Study(options.data, options.into, runs)
-    write_json(options.into / PLANNED, [run.labels for run in runs if run.labels])
     try:
         if not options.report:
             execute(study, chosen, options.jobs)
     finally:
+        write_json(options.into / PLANNED, study.planned())
         command = "python tools/real.py DATA --checkpoint CHECKPOINT" + " --full" * options.full
         results.report(options.into, Path("docs"), Path("README.md"), command)
 
@@ -163,6 +163,14 @@ class Study:
     def done(self, run: Run) -> bool:
         path = self.into / run.name / DONE
         return path.exists() and json.loads(path.read_text())["digest"] == self.digest(run)
+
+    def planned(self) -> list[dict]:
+        """Return the labels of all runs for the report, and where those are that are done."""
+        return [
+            run.labels | {"done": run.name if self.done(run) else None}
+            for run in self.runs
+            if run.labels
+        ]
 
     def make(self, run: Run) -> float:
         """Execute the stages of `run` in its folder; return the seconds that it took.

@@ -98,7 +98,6 @@ VARIANTS = {
     "batch norms of the checkpoint": {"batch_norm": "pretrained"},
 }
 FIRST = [*VARIANTS][:4]
-SITE_WEIGHTS = (0.3, 1.0)  # of an adversary by site
 BRIEF = {"epochs": 3}
 STARVED = (22, 4, 1)  # tuberculosis images left to training: 2.4 %, 0.5 % and 0.1 %
 BALANCES = ("none", "class", "class_modality", "logit_adjusted")
@@ -181,10 +180,9 @@ class Plan:
                 yield from self.frozen("objections", protocol, view)
         yield from self.scratch()
         yield from self.several("folds", "both", seeds=(3, 4))
-        yield from self.vary("shenzhen", ["no augmentation"])
         yield from self.several("helps", "shenzhen", "equalize")
-        yield from self.vary("ct_shenzhen", ["", *FIRST], range(3))
-        yield from self.adversaries((0.3,), range(2))
+        yield from self.vary("ct_shenzhen", ["", *FIRST, "no augmentation"], range(3))
+        yield from self.against_site(range(2))
 
     def more(self) -> Iterator[Run]:
         """Yield what three hours on two cores do not hold."""
@@ -195,8 +193,7 @@ class Plan:
             yield from self.several("ct", "ct", view)
         yield from self.vary("ct_shenzhen", ["", *VARIANTS])
         yield from self.vary("ct_montgomery", ["", *FIRST])
-        yield from self.vary("montgomery", ["no augmentation"])
-        yield from self.adversaries(SITE_WEIGHTS)
+        yield from self.against_site()
         yield from self.synthetic()
 
     # --- What others need ----------------------------------------------------------------
@@ -330,14 +327,10 @@ class Plan:
             change = VARIANTS.get(variant)
             yield from self.several("helps", protocol, "everything", variant, change, folds)
 
-    def adversaries(
-        self, weights: Iterable[float], folds: Iterable[int] = range(FOLDS)
-    ) -> Iterator[Run]:
-        """Fine-tune on the films of both hospitals, without and against an adversary by site."""
-        yield from self.several("helps", "films", folds=folds)
-        for weight in weights:
-            change = {"adversary": "site", "adversary_weight": weight}
-            variant = f"adversary: site, weight {weight}"
+    def against_site(self, folds: Iterable[int] = range(FOLDS)) -> Iterator[Run]:
+        """Fine-tune on the films of both hospitals, without and with an adversary by site."""
+        for variant in ("", "adversary: site"):
+            change = {"adversary": "site"} if variant else None
             yield from self.several("helps", "films", "everything", variant, change, folds)
 
     def starved(self, keep: int) -> Iterator[Run]:

@@ -133,19 +133,19 @@ def helps(tables: Tables) -> str:
     if table.empty or "auroc_change" not in table:
         raise Missing
     tried = table[table["place"].str.contains(" to ") & table["auroc_change"].notna()]
-    clear = tried[(tried["auroc_change_low"] > 0) | (tried["auroc_change_high"] < 0)]
-    changes = [
-        f"{row.setting} ({row.place}, trained on {row.trained}:"
-        f" {format_points(row.auroc_change)} points)"
-        for row in clear.itertuples()
-    ]
-    few = f"{len(changes)} of {len(tried)} tries" if changes else f"none of {len(tried)} tries"
-    end = f": {', '.join(changes)}" if changes else ""
+    raised, lowered = tried["auroc_change_low"] > 0, tried["auroc_change_high"] < 0
+    better, worse = (_listed(tried[which]) for which in (raised, lowered))
     return (
         f"head, class balance, augmentation, batch norms, adversary, grey values and view were"
-        f" changed one at a time: {few} changed the fine-tuned network's AUROC in a hospital never"
-        f" seen by more than noise{end}."
+        f" changed one at a time, and tested {len(tried)} times in a hospital never seen: {better}"
+        f" raised the fine-tuned network's AUROC by more than noise, {worse} lowered it."
     )
+
+
+def _listed(changes: pd.DataFrame) -> str:
+    """Return how many settings there are, and their changes in points."""
+    names = [f"{x.setting} ({format_points(x.auroc_change)})" for x in changes.itertuples()]
+    return f"{len(names)} ({'; '.join(names)})" if names else "none"
 
 
 def few_shots(tables: Tables) -> str:

@@ -82,13 +82,17 @@ class Group:
 
 
 class RealRuns:
-    """All finished runs below a folder, and the labels of the planned ones."""
+    """The planned runs below a folder: their labels, and the answers of those that are done.
+
+    PLANNED lists them: labels, and ``done``, the folder of a run whose answers are those of today's
+    parameters, data and code, else null.
+    """
 
     def __init__(self, into: Path):
         self.into = into
         self.planned: list[dict] = json.loads((into / PLANNED).read_text(encoding="utf-8"))
-        folders = sorted(path.parent for path in (into / "runs").rglob(DONE))
-        self.runs = [run for folder in folders for run in read_runs(folder)]
+        folders = sorted({x.pop("done") for x in self.planned} - {None})
+        self.runs = [run for folder in folders for run in read_runs(into / folder)]
 
     def find(self, key: str = "", **labels) -> list[RealRun]:
         """Return the runs with these labels, of the system `key` if it is given, by seed, fold."""

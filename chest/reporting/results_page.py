@@ -167,7 +167,7 @@ def _objections_markdown(table: pd.DataFrame) -> Table:
 
 def _helps_markdown(table: pd.DataFrame) -> Table:
     best = table["validated"].max()
-    site = {"discriminator": "adversary finds the site", "site_found": "new classifier finds it"}
+    site = {"discriminator": "adversary's accuracy", "site_found": "site found"}
     site = {key: name for key, name in site.items() if table.get(key, pd.Series()).notna().any()}
     head = ["tested", "setting", "UAR on validation", "AUROC", "UAR"]
     rows = [

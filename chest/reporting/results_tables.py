@@ -75,7 +75,6 @@ MAIN_VIEWS = list(VIEWS.values())[:6]
 # What may help: the labels of each setting; the first is the rule.
 ON_FILMS = {
     "as it is": {"view": "everything", "variant": ""},
-    "no augmentation": {"view": "everything", "variant": "no augmentation"},
     "grey values equalised": {"view": "equalize", "variant": ""},
     "lungs only": {"view": "lungs", "variant": ""},
     "lungs, cropped and stretched": {"view": "lungs_crop", "variant": ""},
@@ -93,9 +92,9 @@ WITH_CT = {"as it is": {"view": "everything", "variant": ""}} | {
     )
 }
 MASKED = "head masked at inference"
-AGAINST_SITE = {"as it is": {"view": "everything", "variant": ""}} | {
-    f"adversary: site, weight {weight}": {"variant": f"adversary: site, weight {weight}"}
-    for weight in (0.3, 1.0)
+AGAINST_SITE = {
+    "as it is": {"view": "everything", "variant": ""},
+    "adversary: site": {"view": "everything", "variant": "adversary: site"},
 }
 # Protocol: what was trained on, the settings, and what counts: the split and the modality.
 SHENZHEN, MONTGOMERY = (

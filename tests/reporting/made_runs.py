@@ -12,7 +12,7 @@ from chest.evaluation.predictions import CURVE_COLUMNS, Record, tabulate, write
 
 FOLDS = 3
 SITES = {"ct": ["Moscow"] * 60, "xray": ["Shenzhen"] * 60 + ["Montgomery"] * 36}
-EXTERNAL = {"both": "", "ct": "", "shenzhen": "Montgomery", "montgomery": "Shenzhen"}
+EXTERNAL = {"both": "", "ct": "", "films": "", "shenzhen": "Montgomery", "montgomery": "Shenzhen"}
 KEYS = {"finetuned": "finetune_efficientnet_b0", "frozen": "probe_efficientnet_b0"}
 
 
@@ -34,11 +34,11 @@ def manifest(protocol: str) -> pd.DataFrame:
     return table.reindex(columns=list(MANIFEST_COLUMNS), fill_value="x")
 
 
-def write_run(into: Path, labels: dict, wrong: float, across: float = 0.0) -> dict:
-    """Write a run that answers each class wrongly in a share of the images; return its labels.
+def write_run(into: Path, labels: dict, wrong: float, across: float = 0.0, **details) -> dict:
+    """Write a run that answers each class wrongly in a share of the images; return its plan.
 
     `wrong` is the share in validation and test, `across` that in the hospital held out; the wrong
-    ones are the first images of each class and site.
+    ones are the first images of each class and site. `details` are further ones of its record.
     """
     labels = {"part": "made", "view": "everything", "variant": "", "seed": 0} | labels
     place = into.joinpath("runs", *(str(value) for value in labels.values() if value != ""))
@@ -60,7 +60,7 @@ def write_run(into: Path, labels: dict, wrong: float, across: float = 0.0) -> di
     table[list(MANIFEST_COLUMNS)].to_csv(place / "data/manifest.csv", index=False)
     table[["image_id", "split"]].to_csv(place / "data/split.csv", index=False)
     key = KEYS.get(labels["system"], labels["system"])
-    details = {"best_epoch": 1, "trained_on": int((table["split"] == "train").sum())}
+    details |= {"best_epoch": 1, "trained_on": int((table["split"] == "train").sum())}
     described = {"weights": "pretrained", "checkpoint": "somewhere/net", "device": "CPU (made)"}
     record = Record(name="Net", kind="trained", n=len(rows), details=details, **described)
     write(key, tabulate(rows, shares), record, place / "data/predictions")
@@ -68,7 +68,7 @@ def write_run(into: Path, labels: dict, wrong: float, across: float = 0.0) -> di
     curve.to_csv(place / f"data/training/{key}.csv", index=False)
     done = {"digest": "", "seconds": 36.0, "commit": "abc", **labels}
     (place / "done.json").write_text(json.dumps(done))
-    return labels
+    return labels | {"done": str(place.relative_to(into))}
 
 
 def write_plan(into: Path, planned: list[dict]) -> None:

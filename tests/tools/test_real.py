@@ -67,7 +67,7 @@ def test_runs_share_their_data_and_keep_only_answers_and_records(study):
 
 
 def test_the_report_reads_what_was_stored(study):
-    (study.into / "plan.json").write_text(json.dumps([run.labels for run in study.runs[2:]]))
+    (study.into / "plan.json").write_text(json.dumps(study.planned()))
     found = RealRuns(study.into)
     [trained] = found.find(system="siglip")
     assert trained.record.weights == "random"
@@ -90,6 +90,7 @@ def test_what_is_done_is_not_repeated_but_a_changed_parameter_is(study, phantoms
     assert all(again.done(run) for run in again.runs)
     changed = real.Study(phantoms, study.into, [*runs(tiny, epochs=2)])
     assert [run.part for run in changed.runs if not changed.done(run)] == ["second"]
+    assert [x["done"] for x in changed.planned()] == [changed.runs[2].name, None]
     # A parameter that no stage of the run reads changes nothing.
     data, split, baselines, _ = runs(tiny)
     params = baselines.params | {"phantom.finetune_siglip.lr": 0.1}
