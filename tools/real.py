@@ -25,9 +25,7 @@ Writes  <into>/<run>/           params.yaml, log.txt, data/predictions, data/tra
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 import threading
@@ -56,9 +54,6 @@ ROOT = Path(__file__).resolve().parents[1]
 COLLECTIONS = ("COVID19_1110", "chest-x-ray-lungs-segmentation")
 # What a finished run leaves behind and no report reads.
 BULK = ("models", ".resume", "live")
-# Forks a process for each stage, so that libraries are imported once.
-FORKS = multiprocessing.get_context("forkserver")
-PRELOADED = ["__main__", "chest.training.finetuning", "sklearn.linear_model"]
 
 
 class RealError(ChestError):
@@ -87,7 +82,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("data", type=Path, metavar="DATA")
     add = command.add_argument
     add("--checkpoint", default="google/efficientnet-b0", help="default: %(default)s")
-    add("--into", type=Path, default=Path("data/real"), help="default: %(default)s")
+    add("--into", type=Path, help="default: data/real, with --full data/real-full")
     add("--only", metavar="PART", help="one part of the plan, with what it needs")
     add("--full", action="store_true", help="longer trainings, and more of them: for a GPU")
     add("--jobs", type=int, default=workers(), help="runs at a time (default: one per core)")
@@ -97,6 +92,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     missing = [name for name in COLLECTIONS if not (options.data / name).is_dir()]
     if missing:
         raise RealError(f"{options.data}: no folder {' and no folder '.join(missing)}")
+    options.into = options.into or Path("data/real-full" if options.full else "data/real")
     if Path(options.checkpoint).is_dir():
         options.checkpoint = str(Path(options.checkpoint).resolve())
     return options
@@ -129,7 +125,7 @@ def budget(runs: Sequence[Run], jobs: int) -> str:
         rows.append([part or "what the others need", str(len(own)), f"{minutes:.0f}"])
     total = sum(run.cost for run in runs) / 60 / jobs
     rows.append(["all", str(len(runs)), f"{total:.0f}"])
-    return markdown(["part", "runs", f"minutes, {jobs} at a time"], rows)
+    return markdown(["part", "runs", f"minutes of a CPU, {jobs} at a time"], rows)
 
 
 # --- One run ---------------------------------------------------------------------------------
@@ -142,7 +138,7 @@ class Study:
     data: Path
     into: Path
     runs: Sequence[Run]
-    processes: set[multiprocessing.Process] = field(default_factory=set)
+    processes: set[subprocess.Popen] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self):
@@ -210,36 +206,32 @@ class Study:
 
     def call(self, stage: Sequence[str], folder: Path) -> None:
         """Run a stage in `folder`; raises RealError with the end of its log if it fails."""
-        log = folder / "log.txt"
-        if self.stopping.is_set():
-            raise RealError("stopped")
-        process = FORKS.Process(target=run_script, args=(ROOT / stage[0], stage[1:], folder, log))
-        process.start()
-        self.processes.add(process)
-        process.join()
-        self.processes.discard(process)
-        if process.exitcode:
-            told = log.read_text(encoding="utf-8", errors="replace")
-            raise RealError(f"{stage[0]} failed in {folder}:\n{told[-1500:].strip()}")
+        script, *arguments = stage
+        command = [sys.executable, str(ROOT / script), *arguments]
+        with open(folder / "log.txt", "a", encoding="utf-8") as log:
+            if self.stopping.is_set():
+                raise RealError("stopped")
+            # A session of its own: a Ctrl-C must reach it once, not twice.
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            )
+            self.processes.add(process)
+            code = process.wait()
+            self.processes.discard(process)
+        if code:
+            told = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+            raise RealError(f"{script} failed in {folder}:\n{told[-1500:].strip()}")
 
     def stop(self) -> None:
         """End what runs; trainings save their state."""
         self.stopping.set()
         for process in [*self.processes]:
             process.terminate()
-
-
-def run_script(script: Path, arguments: Sequence[str], folder: Path, log: Path) -> None:
-    """Run a script in `folder` as `python` does; its output goes to `log`."""
-    os.setsid()  # a Ctrl-C must reach it once, by its parent
-    os.environ["LOKY_MAX_CPU_COUNT"] = "1"  # no processes of its own
-    os.chdir(folder)
-    with open(log, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = [str(script), *arguments]
-    sys.path[0] = str(script.parent)
-    runpy.run_path(str(script), run_name="__main__")
 
 
 def settings(run: Run) -> dict:
@@ -340,8 +332,6 @@ def execute(study: Study, runs: Sequence[Run], jobs: int) -> None:
 
     A failed run stops those that need it, not the others; raises RealError at the end.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"
-    FORKS.set_forkserver_preload(PRELOADED)
     todo = [run for run in runs if not study.done(run)]
     clock = Clock(len(runs) - len(todo), len(runs), jobs, sum(run.cost for run in todo))
     failures: dict[str, str] = {}

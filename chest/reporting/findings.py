@@ -67,8 +67,8 @@ def pretraining(tables: Tables) -> str:
     same = "EfficientNet, 3 epochs" if "EfficientNet, 3 epochs" in {*found} else FINE_TUNED
     trained = pick(tables, "systems", system=same, place="within X-ray")
     return (
-        f"trained for 3 epochs from random weights instead of ImageNet's, the same network reaches"
-        f" {told(random)} instead of {told(trained)} within X-ray."
+        f"in 3 epochs the same network reaches {told(random)} within X-ray from random weights, at"
+        f" a higher learning rate, and {told(trained)} from ImageNet's."
     )
 
 
@@ -132,19 +132,24 @@ def helps(tables: Tables) -> str:
     table = tables["helps"]
     if table.empty or "auroc_change" not in table:
         raise Missing
-    tried = table[table["place"].str.contains(" to ") & table["auroc_change"].notna()]
+    across = table["place"].str.contains(" to ") & table["auroc_change"].notna()
+    tried = table[across & table["validated"].notna()]  # a masked head is no other training
     raised, lowered = tried["auroc_change_low"] > 0, tried["auroc_change_high"] < 0
     better, worse = (_listed(tried[which]) for which in (raised, lowered))
+    kinds = dict.fromkeys(name.partition(":")[0] for name in tried["setting"])
     return (
-        f"head, class balance, augmentation, batch norms, adversary, grey values and view were"
-        f" changed one at a time, and tested {len(tried)} times in a hospital never seen: {better}"
-        f" raised the fine-tuned network's AUROC by more than noise, {worse} lowered it."
+        f"settings of the fine-tuned network were changed one at a time ({', '.join(kinds)}) and"
+        f" tested {len(tried)} times in a hospital never seen: {better} raised its AUROC by more"
+        f" than noise, {worse} lowered it."
     )
 
 
 def _listed(changes: pd.DataFrame) -> str:
     """Return how many settings there are, and their changes in points."""
-    names = [f"{x.setting} ({format_points(x.auroc_change)})" for x in changes.itertuples()]
+    names = [
+        f"{row.setting}, {row.place}: {format_points(row.auroc_change)} points"
+        for row in changes.itertuples()
+    ]
     return f"{len(names)} ({'; '.join(names)})" if names else "none"
 
 

@@ -166,7 +166,7 @@ def _objections_markdown(table: pd.DataFrame) -> Table:
 
 
 def _helps_markdown(table: pd.DataFrame) -> Table:
-    best = table["validated"].max()
+    best = table.loc[table["trainings"] == table["trainings"].max(), "validated"].max()
     site = {"discriminator": "adversary's accuracy", "site_found": "site found"}
     site = {key: name for key, name in site.items() if table.get(key, pd.Series()).notna().any()}
     head = ["tested", "setting", "UAR on validation", "AUROC", "UAR"]
@@ -174,7 +174,7 @@ def _helps_markdown(table: pd.DataFrame) -> Table:
         [
             row["place"],
             row["setting"] + (" (chosen)" if row["validated"] == best else ""),
-            f"{percent(row['validated'])} ± {100 * row['validated_sd']:.1f}",
+            _validated(row),
             cell(row, "auroc"),
             cell(row, "uar"),
             changed(row, "auroc"),
@@ -184,6 +184,12 @@ def _helps_markdown(table: pd.DataFrame) -> Table:
         for row in in_order(table, place=[*dict.fromkeys(table["place"])]).to_dict("records")
     ]
     return [*head, "change of AUROC", "of UAR", *site.values()], rows
+
+
+def _validated(row: Mapping) -> str:
+    if pd.isna(row["validated"]):
+        return "-"
+    return f"{percent(row['validated'])} ± {100 * row['validated_sd']:.1f}"
 
 
 def _starved_markdown(table: pd.DataFrame) -> Table:

@@ -190,7 +190,8 @@ def help_jobs(runs: RealRuns) -> list[Job]:
             own, base = alike(own, found[rule])
             if own:
                 known = {"trained": trained, "place": place, "setting": name}
-                known |= validation(own) | site_left(own)
+                known |= {"trainings": len(own)} | site_left(own)
+                known |= {} if name == MASKED else validation(own)
                 pair = (of_split(x, split) for x in (own, base if name != rule else []))
                 jobs.append(partial(_row, known, next(pair), modality, None, next(pair)))
     return jobs

@@ -12,13 +12,21 @@ from chest.evaluation.predictions import CURVE_COLUMNS, Record, tabulate, write
 
 FOLDS = 3
 SITES = {"ct": ["Moscow"] * 60, "xray": ["Shenzhen"] * 60 + ["Montgomery"] * 36}
-EXTERNAL = {"both": "", "ct": "", "films": "", "shenzhen": "Montgomery", "montgomery": "Shenzhen"}
+BOTH = ["ct", "xray"]
+EXTERNAL = {
+    "both": "",
+    "ct": "",
+    "films": "",
+    "shenzhen": "Montgomery",
+    "ct_shenzhen": "Montgomery",
+    "montgomery": "Shenzhen",
+}
 KEYS = {"finetuned": "finetune_efficientnet_b0", "frozen": "probe_efficientnet_b0"}
 
 
 def manifest(protocol: str) -> pd.DataFrame:
     """Return images that are diseased and normal in turn, one per patient."""
-    modalities = {"both": ["ct", "xray"], "ct": ["ct"]}.get(protocol, ["xray"])
+    modalities = {"both": BOTH, "ct_shenzhen": BOTH, "ct": ["ct"]}.get(protocol, ["xray"])
     rows = [
         {
             "image_id": f"{modality}_{number:03}",
