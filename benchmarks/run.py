@@ -52,22 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if part == "systems":
             for system in measure_systems(models):
                 systems.append(system)
-                store(options, taken, part, rows, systems)
+                store(options, taken, rows, systems)
         else:
             measure, size = (FILES, "full") if part in FILES else (MODELS, models)
             rows += measure[part]("tiny" if options.tiny else size)
-            store(options, taken, part, rows, systems)
+            store(options, taken, rows, systems)
 
 
-def store(options, taken: str, part: str, rows: list[Row], systems: list[dict]) -> None:
-    """Write what was measured so far, the last of it in `part`, and print its table."""
+def store(options, taken: str, rows: list[Row], systems: list[dict]) -> None:
+    """Write what was measured so far, and print its table."""
     name = options.name or re.sub(r"\W+", "-", device()).strip("-").lower()
     content = {
         **circumstances(ROOT),
         "commit": taken,
         "when": datetime.now(UTC).strftime("%Y-%m-%d"),
         "seed": 0,
-        "until": part,
         "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
         "systems": systems,
     }
