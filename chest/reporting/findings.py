@@ -138,7 +138,7 @@ def helps(tables: Tables) -> str:
     better, worse = (_listed(tried[which]) for which in (raised, lowered))
     kinds = dict.fromkeys(name.partition(":")[0] for name in tried["setting"])
     return (
-        f"settings of the fine-tuned network were changed one at a time ({', '.join(kinds)}) and"
+        f"settings of the fine-tuned network were changed one at a time ({'; '.join(kinds)}) and"
         f" tested {len(tried)} times in a hospital never seen: {better} raised its AUROC by more"
         f" than noise, {worse} lowered it."
     )
